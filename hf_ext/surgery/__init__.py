@@ -1,0 +1,168 @@
+"""Changes to models that exist already, stored in config.json and restored by plain `AutoModelFor*.from_pretrained`.
+
+    smaller = apply(model, LlmDrop(attention=[21, 22, 25]))     # a SurgicalLlamaForCausalLM
+    smaller.save_pretrained(folder)
+    AutoModelForCausalLM.from_pretrained(folder)                # the changed model, alone or in 8-bit, sharded, with adapters
+
+A recipe changes modules. `Surgical<Base>` is the base class with a list of recipes: its `__init__` builds the base and lets each recipe
+rebuild it, in order, so recipes compose. One factory makes the classes for every family of `FAMILIES`, when they are first asked for.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from importlib import import_module
+from typing import Any, ClassVar
+
+from hf_ext.registry import register_lazily, when_imported
+
+from .families import FAMILIES
+
+PREFIX = "Surgical"
+RECIPES = {"llm_drop": "LlmDrop"}  # module of this package -> recipe class
+
+
+@dataclass
+class Recipe:
+    """One change. Fields are JSON; `name` is the module that defines the recipe."""
+
+    name: ClassVar[str]
+
+    def rebuild(self, model: Any) -> None:
+        """Changes `model` (base or with a head, real or on the meta device) in place. Raises ValueError when it does not fit."""
+        raise TypeError(f"{type(self).__name__} does not say how to rebuild a model")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name} | asdict(self)
+
+
+def recipe_from(entry: dict[str, Any]) -> Recipe:
+    """The recipe that a `surgery` entry of config.json describes."""
+    fields = dict(entry)
+    name = fields.pop("name", None)
+    if name not in RECIPES:
+        raise ValueError(f"config.json names the surgery '{name}'; this version knows {sorted(RECIPES)}")
+    return getattr(import_module(f"{__name__}.{name}"), RECIPES[name])(**fields)
+
+
+class SurgicalMixin:
+    """Builds the base model, then lets each recipe of `config.surgery` rebuild it."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any):
+        super().__init__(config, *args, **kwargs)
+        for entry in config.surgery:
+            recipe_from(entry).rebuild(self)
+
+
+@cache
+def surgical_config(model_type: str) -> type:
+    """`Surgical<Base>Config` for a base model type, registered with every Auto class that knows the base."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if model_type not in FAMILIES:
+        raise ValueError(f"Surgery is not known for the model type '{model_type}'; it is for {', '.join(FAMILIES)}")
+    base = CONFIG_MAPPING[model_type]
+    body = {
+        "__module__": __name__,
+        "__qualname__": PREFIX + base.__name__,
+        "__doc__": f'{base.__name__} with `surgery`, the ordered list of changes as dicts with a "name".',
+        "__annotations__": {"surgery": "list[dict] | None"},
+        "model_type": f"surgical_{model_type}",
+        "surgery": None,
+        "__post_init__": _config_post_init(base),
+    }
+    config_class = type(base)(PREFIX + base.__name__, (base,), body)
+    when_imported("transformers.models.auto.modeling_auto", partial(_register_models, model_type, config_class))
+    return config_class
+
+
+def _config_post_init(base: type) -> Any:
+    def __post_init__(self, **kwargs):
+        base.__post_init__(self, **kwargs)
+        self.surgery = [recipe_from(entry).to_dict() for entry in self.surgery or ()]
+
+    return __post_init__
+
+
+def _register_models(model_type: str, config_class: type, modeling_auto: Any) -> None:
+    for mapping in vars(modeling_auto).values():
+        if isinstance(mapping, modeling_auto._LazyAutoMapping) and model_type in mapping._model_mapping:
+            names = mapping._model_mapping[model_type]
+            name = names if isinstance(names, str) else names[0]
+            register_lazily(mapping, config_class, partial(__getattr__, PREFIX + name))
+
+
+@cache
+def surgical_class(base: type) -> type:
+    """`Surgical<Base>` for a Transformers model class such as `LlamaForCausalLM`."""
+    body = {
+        "__module__": __name__,
+        "__qualname__": PREFIX + base.__name__,
+        "__doc__": f"{base.__name__} after the changes listed in `config.surgery`.",
+        "config_class": surgical_config(base.config_class.model_type),
+    }
+    return type(base)(PREFIX + base.__name__, (SurgicalMixin, base), body)
+
+
+def apply(model: Any, *recipes: Recipe) -> Any:
+    """The model after the recipes, as a `Surgical<Base>`.
+
+    The given model stays as it is; the two share the tensors that no recipe touches.
+
+    Args:
+        model: a Transformers model of one of `FAMILIES`, or one that was changed already.
+        recipes: the changes, in order.
+    """
+    import torch
+
+    if isinstance(model, SurgicalMixin):
+        cls, config = type(model), copy.deepcopy(model.config)
+    else:
+        cls = surgical_class(type(model))
+        fields = model.config.to_dict()
+        fields.pop("model_type")
+        config = cls.config_class.from_dict(fields)
+        config._attn_implementation = model.config._attn_implementation
+    shared = {
+        id(tensor): tensor for tensor in (*model.parameters(), *model.buffers()) if isinstance(tensor, torch.Tensor)
+    }
+    changed = copy.deepcopy(model, memo=shared | {id(model.config): config})
+    changed.__class__ = cls
+    for recipe in recipes:
+        recipe.rebuild(changed)
+        config.surgery.append(recipe.to_dict())
+    return changed
+
+
+def register() -> None:
+    """Makes `surgical_*` model types known to `AutoConfig`; the classes are made when they are first asked for."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    for model_type in FAMILIES:
+        register_lazily(CONFIG_MAPPING, f"surgical_{model_type}", partial(surgical_config, model_type))
+    when_imported("peft.utils.constants", _register_adapter_targets)
+
+
+def _register_adapter_targets(constants: Any) -> None:
+    """PEFT's default target modules of the base hold for the changed model."""
+    for name, targets in vars(constants).items():
+        if name.startswith("TRANSFORMERS_MODELS_TO_") and isinstance(targets, dict):
+            targets.update({f"surgical_{t}": targets[t] for t in FAMILIES if t in targets})
+
+
+def __getattr__(name: str) -> Any:
+    """`LlmDrop` and the other recipes, and `Surgical<Base>` for every class of a known family."""
+    for module, recipe in RECIPES.items():
+        if name == recipe:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    if name.startswith(PREFIX):
+        import transformers
+
+        base = getattr(transformers, name.removeprefix(PREFIX), None)
+        if base is not None and name.endswith("Config"):
+            return surgical_config(base.model_type)
+        if base is not None:
+            return surgical_class(base)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
