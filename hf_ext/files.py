@@ -33,6 +33,17 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
         shutil.rmtree(previous, ignore_errors=True)
 
 
+@contextmanager
+def replaced_files(target: str | Path) -> Iterator[Path]:
+    """Yields an empty folder; its files replace those of the same name in `target` if the block ends without an error."""
+    target = Path(target).resolve()
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=target) as temporary:
+        yield Path(temporary)
+        for path in sorted(Path(temporary).iterdir()):
+            os.replace(path, target / path.name)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Replaces a text file in one step."""
     path = Path(path)

@@ -7,6 +7,7 @@ authors' repository, or None. A contest whose peer is not importable is left out
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -105,6 +106,7 @@ def peak_mib(function: Callable[[], Any]) -> float:
 
     On CPU the allocator is followed through torch's profiler, so what numpy or C code allocates on its own is not seen.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler announces itself on standard error otherwise
     gc.collect()
     if torch.cuda.is_available():
         before = torch.cuda.memory_allocated()
