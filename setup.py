@@ -7,5 +7,5 @@ OUTSIDE = {"hf_ext.pipelines": "pipelines", "hf_ext.convert": "convert", "hf_ext
 setup(
     packages=[*find_packages(include=["hf_ext", "hf_ext.*"]), *OUTSIDE],
     package_dir=OUTSIDE,
-    package_data={"": ["*.cpp"], "hf_ext.model_cards": ["*/*"]},
+    package_data={"": ["*.cpp"], "hf_ext.model_cards": ["*/*", "*/*/*"]},
 )

@@ -150,7 +150,8 @@ def read_checkpoint(path: str | Path, unwrap: Sequence[str] = ()) -> dict[str, t
             "Save a plain state dict from the authors' code and convert that"
         ) from None
     except Exception as error:  # truncated archives and bad headers surface as many types
-        raise ConversionError(f"'{path}' cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
+        reason = str(error) or type(error).__name__
+        raise ConversionError(f"'{path}' cannot be read as a checkpoint: {reason.splitlines()[0]}") from None
     for key in (*unwrap, *WRAPPERS):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

@@ -64,6 +64,12 @@ class Method:
 
         return Path(model_cards.__file__).parent / self.slug
 
+    @property
+    def checkpoint(self) -> Path | None:
+        """The card's folder, where it holds trained weights."""
+        held = any((self.card / name).is_file() for name in ("model.safetensors", "model_index.json"))
+        return self.card if held else None
+
 
 def get_method(slug: str) -> Method:
     """The method with that slug; a `ValueError` that lists near names otherwise."""
@@ -87,6 +93,7 @@ WORKED_OUT: dict[str, Method] = {
             task="image-classification",
             reference="IBM/CrossViT",
             licence="Apache-2.0",
+            status="ready",
             home="models.crossvit",
             config="CrossVitConfig",
             classes={
@@ -103,6 +110,7 @@ WORKED_OUT: dict[str, Method] = {
             task="image-to-image",
             reference="XPixelGroup/HAT",
             licence="Apache-2.0",
+            status="ready",
             home="models.hat",
             config="HatConfig",
             classes={
@@ -119,12 +127,13 @@ WORKED_OUT: dict[str, Method] = {
             task="time-series-forecasting",
             reference="thuml/iTransformer",
             licence="MIT",
+            status="ready",
             home="models.itransformer",
             config="ITransformerConfig",
             classes={
                 "AutoModel": "ITransformerModel",
                 "AutoModelForTimeSeriesPrediction": "ITransformerForPrediction",
-                "AutoModelForTimeSeriesClassification": "ITransformerForTimeSeriesClassification",
+                "AutoModelForSequenceClassification": "ITransformerForTimeSeriesClassification",
                 "AutoModelForPreTraining": "ITransformerForReconstruction",
             },
         ),
@@ -136,9 +145,13 @@ WORKED_OUT: dict[str, Method] = {
             task="text-generation",
             reference="fla-org/flash-linear-attention",
             licence="MIT",
+            status="ready",
             home="models.gla",
             config="GLAConfig",
             classes={"AutoModel": "GLAModel", "AutoModelForCausalLM": "GLAForCausalLM"},
+            cannot={
+                "attention_implementations": "there is no softmax attention to choose an implementation for, unless the model is a hybrid",
+            },
         ),
         Method(
             slug="llm_drop",
@@ -160,10 +173,86 @@ WORKED_OUT: dict[str, Method] = {
             task="text-to-image",
             reference="PixArt-alpha/PixArt-alpha",
             licence="Apache-2.0",
+            status="ready",
             home="models.pixart_delta",
             classes={
-                "ModelMixin": "PixArtControlNetModel",
+                "ModelMixin": "PixArtControlNetTransformer2DModel",
                 "DiffusionPipeline": "PixArtAlphaControlNetPipeline",
+            },
+            cannot={
+                "load_in_8bit": "Diffusers' bitsandbytes quantizer asks for a GPU; the text encoder, which the method quantizes, is tested on CPU"
+            },
+        ),
+        Method(
+            slug="efficientformer",
+            title="EfficientFormer: Vision Transformers at MobileNet Speed",
+            arxiv="2206.01191",
+            kind="model",
+            task="image-classification",
+            reference="snap-research/EfficientFormer",
+            licence="LicenseRef-Snap",
+            status="ready",
+            home="models.efficientformer",
+            config="EfficientFormerConfig",
+            classes={
+                "AutoModel": "EfficientFormerModel",
+                "AutoModelForImageClassification": "EfficientFormerForImageClassification",
+                "AutoBackbone": "EfficientFormerBackbone",
+                "AutoImageProcessor": "EfficientFormerImageProcessor",
+            },
+        ),
+        Method(
+            slug="nextvit",
+            title="Next-ViT: Next Generation Vision Transformer for Efficient Deployment in Realistic Industrial Scenarios",
+            arxiv="2207.05501",
+            kind="model",
+            task="image-classification",
+            reference="bytedance/Next-ViT",
+            licence="Apache-2.0",
+            status="ready",
+            home="models.nextvit",
+            config="NextViTConfig",
+            classes={
+                "AutoModel": "NextViTModel",
+                "AutoModelForImageClassification": "NextViTForImageClassification",
+                "AutoBackbone": "NextViTBackbone",
+                "AutoImageProcessor": "NextViTImageProcessor",
+            },
+        ),
+        Method(
+            slug="t2t_vit",
+            title="Tokens-to-Token ViT: Training Vision Transformers from Scratch on ImageNet",
+            arxiv="2101.11986",
+            kind="model",
+            task="image-classification",
+            reference="yitu-opensource/T2T-ViT",
+            licence="BSD-3-Clause-Clear",
+            status="ready",
+            home="models.t2t_vit",
+            config="T2TViTConfig",
+            classes={
+                "AutoModel": "T2TViTModel",
+                "AutoModelForImageClassification": "T2TViTForImageClassification",
+                "AutoBackbone": "T2TViTBackbone",
+                "AutoImageProcessor": "T2TViTImageProcessor",
+            },
+        ),
+        Method(
+            slug="fmvit",
+            title="FMViT: A multiple-frequency mixing Vision Transformer",
+            arxiv="2311.05707",
+            kind="model",
+            task="image-classification",
+            reference="",
+            licence="",
+            status="ready",
+            home="models.fmvit",
+            config="FMViTConfig",
+            classes={
+                "AutoModel": "FMViTModel",
+                "AutoModelForImageClassification": "FMViTForImageClassification",
+                "AutoBackbone": "FMViTBackbone",
+                "AutoImageProcessor": "FMViTImageProcessor",
             },
         ),
     )
@@ -231,8 +320,7 @@ TABLE: tuple[str | tuple[str, str, str, str, str, str, str], ...] = (
      "2306.01705", "op+training", "any", "", ""),
     ("virtual_nodes", "Virtual Nodes Improve Long-term Traffic Prediction",
      "2501.10048", "model", "time-series-forecasting", "liuxu77/LargeST", "MIT"),
-    ("fmvit", "FMViT: A multiple-frequency mixing Vision Transformer",
-     "2311.05707", "model", "image-classification", "", ""),
+    "fmvit",
     ("rt_detr", "DETRs Beat YOLOs on Real-time Object Detection",
      "2304.08069", "model", "object-detection", "lyuwenyu/RT-DETR", "Apache-2.0"),
     ("slab", "SLAB: Efficient Transformers with Simplified Linear Attention and Progressive "
@@ -246,9 +334,7 @@ TABLE: tuple[str | tuple[str, str, str, str, str, str, str], ...] = (
      "2312.10365", "op+adapter", "text-generation", "ytgui/SPT-proto", "Apache-2.0"),
     ("bct", "Blockwise Compression of Transformer-based Models without Retraining",
      "2304.01483", "surgery", "any", "", ""),
-    ("nextvit", "Next-ViT: "
-     "Next Generation Vision Transformer for Efficient Deployment in Realistic Industrial Scenarios",
-     "2207.05501", "model", "image-classification", "bytedance/Next-ViT", "Apache-2.0"),
+    "nextvit",
     ("dit_router", "DiT: Efficient Vision Transformers with Dynamic Token Routing",
      "2308.03409", "model", "image-classification", "", ""),
     ("ted_viton", "TED-VITON: Transformer-Empowered Diffusion Models for Virtual Try-On",
@@ -280,8 +366,7 @@ TABLE: tuple[str | tuple[str, str, str, str, str, str, str], ...] = (
      "2402.04882", "model", "audio-classification", "zeyuliu1037/LMUFormer", "MIT"),
     ("pre_rmsnorm", "Pre-RMSNorm and Pre-CRMSNorm Transformers: Equivalent and Efficient Pre-LN Transformers",
      "2305.14858", "surgery", "any", "ZixuanJiang/pre-rmsnorm-transformer", "MIT"),
-    ("efficientformer", "EfficientFormer: Vision Transformers at MobileNet Speed",
-     "2206.01191", "model", "image-classification", "snap-research/EfficientFormer", "LicenseRef-Snap"),
+    "efficientformer",
     ("dtr", "Denoising Task Routing for Diffusion Models",
      "2310.07138", "diffusion+training", "unconditional-image-generation", "byeongjun-park/DTR", "MIT"),
     ("flatformer", "FlatFormer: Flattened Window Attention for Efficient Point Cloud Transformer",
@@ -291,8 +376,7 @@ TABLE: tuple[str | tuple[str, str, str, str, str, str, str], ...] = (
     ("daformer", "DAFormer: "
      "Improving Network Architectures and Training Strategies for Domain-Adaptive Semantic Segmentation",
      "2111.14887", "model+training", "image-segmentation", "lhoyer/DAFormer", "Apache-2.0"),
-    ("t2t_vit", "Tokens-to-Token ViT: Training Vision Transformers from Scratch on ImageNet",
-     "2101.11986", "model", "image-classification", "yitu-opensource/T2T-ViT", "BSD-3-Clause-Clear"),
+    "t2t_vit",
     ("efficient_tdnn", "EfficientTDNN: Efficient Architecture Search for Speaker Recognition",
      "2103.13581", "model+training", "audio-classification", "mechanicalsea/sugar", "MIT"),
     ("fusegpt", "FuseGPT: Learnable Layers Fusion of Generative Pre-trained Transformers",

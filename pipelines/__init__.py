@@ -24,9 +24,14 @@ def register(transformers_pipelines: Any) -> None:
     registry = transformers_pipelines.PIPELINE_REGISTRY
     for task, (module, pipeline_class, auto_class, kind) in TASKS.items():
         if task not in registry.supported_tasks:
+            implementation = getattr(import_module(f"hf_ext.pipelines.{module}"), pipeline_class)
             registry.register_pipeline(
                 task,
-                pipeline_class=getattr(import_module(f"hf_ext.pipelines.{module}"), pipeline_class),
+                pipeline_class=implementation,
                 pt_model=getattr(transformers, auto_class),
                 type=kind,
             )
+            # With this, `save_pretrained` would copy our source beside the weights and loading would ask to trust it
+            del implementation._registered_impl
+            # `pipeline()` refuses tasks that upstream once had before it looks at the registry
+            getattr(transformers_pipelines, "REMOVED_TASKS", {}).pop(task, None)
