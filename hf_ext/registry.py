@@ -84,7 +84,7 @@ def register_all() -> None:
                 _register_class(auto_class, config_class, partial(method.load, name))
     import_module("hf_ext.surgery").register()
     when_imported("transformers.pipelines", lambda module: import_module("hf_ext.pipelines").register(module))
-    when_imported("diffusers", _register_diffusion_pipelines)
+    when_imported("diffusers", _register_diffusion_classes)
 
 
 def _register_class(auto_class: str, config_class: type, load: Callable[[], type]) -> None:
@@ -100,10 +100,11 @@ def _register_class(auto_class: str, config_class: type, load: Callable[[], type
     when_imported(module_name, lambda module: register_lazily(getattr(module, mapping), config_class, load))
 
 
-def _register_diffusion_pipelines(diffusers: Any) -> None:
-    """`DiffusionPipeline.from_pretrained` looks a pipeline class up as an attribute of the diffusers module."""
+def _register_diffusion_classes(diffusers: Any) -> None:
+    """`from_pretrained` of Diffusers' `DiffusionPipeline` and `AutoModel` looks classes up as attributes of the diffusers module."""
     diffusers._objects = LazyDict(diffusers._objects)
     for method in METHODS.values():
-        name = method.classes.get("DiffusionPipeline")
-        if method.ready and name and name not in diffusers._class_to_module:
-            diffusers._objects[name] = Lazy(partial(method.load, name))
+        names = [method.classes[base] for base in ("DiffusionPipeline", "ModelMixin") if base in method.classes]
+        for name in names if method.ready else ():
+            if name not in diffusers._class_to_module:
+                diffusers._objects[name] = Lazy(partial(method.load, name))

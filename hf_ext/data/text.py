@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from importlib.resources import files
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def sklearn_descriptions(validation_share: float = 0.1) -> tuple[str, str]:
@@ -16,7 +18,14 @@ def sklearn_descriptions(validation_share: float = 0.1) -> tuple[str, str]:
     return text[:border], text[border:]
 
 
-def windows(text: str, length: int, tokenizer) -> torch.Tensor:
+def windows(text: str, length: int, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     """(number of windows, length): the text's tokens cut into windows that do not overlap; the remainder is left out."""
     ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
     return ids[: len(ids) // length * length].view(-1, length)
+
+
+@torch.no_grad()
+def byte_perplexity(model: PreTrainedModel, rows: torch.Tensor) -> float:
+    """exp of a language model's mean next-token loss over `rows` of token ids (number of windows, length)."""
+    losses = [model(input_ids=batch, labels=batch).loss * len(batch) for batch in rows.split(8)]
+    return math.exp(sum(losses).item() / len(rows))

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from hf_ext.data.text import sklearn_descriptions, windows
-from hf_ext.reproductions.llm_drop import CONTEXT, byte_perplexity, calibrate
+from hf_ext.data.text import byte_perplexity, sklearn_descriptions, windows
+from hf_ext.reproductions.llm_drop import CONTEXT, calibrate
 from hf_ext.surgery import apply
 from hf_ext.surgery.llm_drop import choose
 

@@ -7,7 +7,7 @@ import random
 import torch
 from transformers import AutoModelForCausalLM, ByT5Tokenizer, DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from hf_ext.data.text import sklearn_descriptions, windows
+from hf_ext.data.text import byte_perplexity, sklearn_descriptions, windows
 from hf_ext.files import atomic_folder, replaced_files
 from hf_ext.surgery import LlmDrop, apply
 from hf_ext.surgery.llm_drop import Similarities, choose, compute_similarities
@@ -40,9 +40,10 @@ def train_llama(run: Run) -> list[Row]:
             eos_token_id=tokenizer.eos_token_id,
         )
     )
-    ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+    border = int(0.9 * len(text))  # the rest picks the checkpoint; the held-out text is looked at once, at the end
+    ids = torch.tensor(tokenizer(text[:border], add_special_tokens=False)["input_ids"])
     rows = ids.unfold(0, CONTEXT, 16)  # overlapping windows: every byte is seen at many positions
-    validation = windows(held_out, CONTEXT, tokenizer)
+    validation = windows(text[border:], CONTEXT, tokenizer)
     train(
         run,
         model,
@@ -64,6 +65,7 @@ def train_llama(run: Run) -> list[Row]:
     with replaced_files(run.card) as folder:
         half.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    validation = windows(held_out, CONTEXT, tokenizer)
     return [
         Row("held-out perplexity per byte, dense", byte_perplexity(model, validation)),
         Row(
@@ -78,13 +80,6 @@ def train_llama(run: Run) -> list[Row]:
 def calibrate(model: AutoModelForCausalLM, text: str, tokenizer: ByT5Tokenizer) -> Similarities:
     """Similarities over 64 windows of the training text."""
     return compute_similarities(model, windows(text, CONTEXT, tokenizer)[:64].split(16))
-
-
-@torch.no_grad()
-def byte_perplexity(model: AutoModelForCausalLM, rows: torch.Tensor) -> float:
-    """exp of the mean next-token loss over `rows` (number of windows, length)."""
-    losses = [model(input_ids=batch, labels=batch).loss * len(batch) for batch in rows.split(16)]
-    return (sum(losses) / len(rows)).exp().item()
 
 
 def load_llama(run: Run) -> tuple[AutoModelForCausalLM, ByT5Tokenizer]:
