@@ -31,7 +31,7 @@ def contests(reference: Path | None = None) -> Iterator[Contest]:
     for context in (128, 1024):
         for name, recipe in variants.items():
             ours, peer = decoder(apply(dense, recipe), context), decoder(dense, context)
-            yield Contest(f"decode after {context} tokens, {name}", ours, peer, "dense model")
+            yield Contest(f"decode {NEW_TOKENS} tokens after {context}, {name}", ours, peer, "dense model", threads=1)
 
 
 def decoder(model: PreTrainedModel, context: int) -> Callable[[], None]:
@@ -46,6 +46,6 @@ def decoder(model: PreTrainedModel, context: int) -> Callable[[], None]:
         token = prompt[:, -1:]
         for _ in range(NEW_TOKENS):
             token = model(token, past_key_values=cache).logits[:, -1:].argmax(-1)
-        cache.crop(context)
+        cache.crop(-NEW_TOKENS)
 
     return decode
