@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+HEADINGS = ("method", "task", "metric", "baseline", "ours", "seconds")
+
 
 def command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the page.")] = Path("demo"),
@@ -17,9 +19,10 @@ def command(
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from functools import partial
 
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.progress import track
-    from rich.table import Table
+    from rich.table import Column, Table
     from transformers.utils import logging
 
     from hf_ext.demo import SCENES, is_trained, play, write_page
@@ -36,7 +39,8 @@ def command(
             console.print(
                 f"[bold]{slug}[/]: {shown[-1].metric} {shown[-1].ours} (baseline {shown[-1].baseline})", highlight=False
             )
-    table = Table("method", "task", "metric", "baseline", "ours", "seconds", title="Small checkpoints on real data")
+    columns = [Column(name, no_wrap=name in ("method", "task", "seconds")) for name in HEADINGS]
+    table = Table(*columns, box=SIMPLE_HEAD, title="Small checkpoints on real data")
     for scene in shown:
         table.add_row(scene.slug, scene.task, scene.metric, scene.baseline, scene.ours, f"{scene.seconds:.1f}")
     console.print(table)

@@ -27,8 +27,8 @@ def show(card: Path, track: Track) -> Shown:
     accuracy = np.mean(np.equal(predicted, labels))
     return Shown(
         task="image-classification",
-        metric=f"accuracy on {len(labels)} held-out digits (baseline: nearest class mean)",
-        baseline=f"{np.mean(np.equal(nearest_mean(seen, seen_labels, images), labels)):.3f}",
+        metric=f"accuracy, {len(labels)} held-out digits",
+        baseline=f"{np.mean(np.equal(nearest_mean(seen, seen_labels, images), labels)):.3f} (nearest mean)",
         ours=f"{accuracy:.3f}",
         pictures=[Picture(sheet(images, predicted, labels), "Held-out digits and what they were read as")],
     )

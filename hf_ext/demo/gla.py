@@ -30,8 +30,8 @@ def show(card: Path, track: Track) -> Shown:
     ]
     return Shown(
         task="text-generation",
-        metric="perplexity per byte on held-out text (baseline: byte bigrams)",
-        baseline=f"{bigram_perplexity(text, held_out):.2f}",
+        metric="perplexity per byte, held-out text",
+        baseline=f"{bigram_perplexity(text, held_out):.2f} (byte bigrams)",
         ours=f"{ours:.2f}",
         text=tokenizer.decode(written[0])
         + "\n\nMemory of what was read: "

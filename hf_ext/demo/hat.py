@@ -23,8 +23,8 @@ def show(card: Path, track: Track) -> Shown:
     before, after = (psnr_y(image, high, border=SCALE) for image in (bicubic, ours))
     return Shown(
         task="image-to-image",
-        metric="PSNR-Y in dB on a held-out photograph, x2 (baseline: bicubic)",
-        baseline=f"{before:.2f}",
+        metric="PSNR-Y in dB, held-out photograph",
+        baseline=f"{before:.2f} (bicubic)",
         ours=f"{after:.2f}",
         pictures=[
             Picture(ours, f"Doubled from {low.width}x{low.height}: {after:.2f} dB", 420),

@@ -28,8 +28,13 @@ def show(card: Path, track: Track) -> Shown:
             sheet.paste(picture.convert("L"), (64 * column, 64 * row))
     return Shown(
         task="text-to-image",
-        metric=f"share of {10 * PER_DIGIT} drawn digits that a classifier of real ones recognises (baseline: chance)",
-        baseline="0.10",
+        metric=f"recognised, {10 * PER_DIGIT} drawn digits",
+        baseline="0.10 (chance)",
         ours=f"{recognised(drawn, digits * PER_DIGIT):.2f}",
-        pictures=[Picture(sheet, '"the digit zero" to "the digit nine", three seeds, four LCM steps each')],
+        pictures=[
+            Picture(
+                sheet,
+                '"the digit zero" to "the digit nine", three seeds, four LCM steps each. A classifier of real digits judges',
+            )
+        ],
     )
