@@ -7,6 +7,7 @@
     IGNORE            (optional) fnmatch patterns of source tensors that carry nothing, such as index buffers
     UNWRAP            (optional) keys under which the authors' files keep the state dict, best first
     MODEL             the name of the model's class; where a slug has several heads, `model_class(arguments)` gives it
+    complete(arguments, state_dict)  (optional) the arguments, with what only the weights tell
     build(arguments)  (optional) instead of `config` and `MODEL`, where the model is not one of the catalogue's classes
 
 RULES and IGNORE may be functions of the arguments.
@@ -54,7 +55,7 @@ def convert_checkpoint(slug: str, state_dict: Mapping[str, torch.Tensor], argume
             another shape. One error names them all.
     """
     converter = get_converter(slug)
-    arguments = dict(arguments)
+    arguments = converter.complete(arguments, state_dict) if hasattr(converter, "complete") else dict(arguments)
     model = converter.build(arguments) if hasattr(converter, "build") else _build(slug, converter, arguments)
     rules, ignore = (
         value(arguments) if callable(value) else value for value in (converter.RULES, getattr(converter, "IGNORE", ()))

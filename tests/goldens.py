@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from hf_ext.convert import convert_checkpoint
 from safetensors.torch import load_file
+
+from hf_ext.convert import convert_checkpoint
 
 FOLDER = Path(__file__).parent / "goldens"
 

@@ -6,11 +6,6 @@ import torch
 from torch import nn
 
 
-def per_token(layer: nn.Module, feature_map: torch.Tensor) -> torch.Tensor:
-    """`layer` on (B, ..., C) with the inner axes as one: 8-bit linear layers take three axes and no more."""
-    return layer(feature_map.flatten(1, -2)).unflatten(1, feature_map.shape[1:-1])
-
-
 def as_image(layer: nn.Module, feature_map: torch.Tensor) -> torch.Tensor:
     """A convolution, which takes (B, C, H, W), on (B, H, W, C). Nothing is copied: that is torch's channels-last format."""
     return layer(feature_map.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

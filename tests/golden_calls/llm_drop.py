@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from hf_ext.convert import convert_checkpoint
 from hf_ext.convert.llm_drop import indices
-
 from hf_ext.surgery import LlmDrop, apply
 from hf_ext.surgery.llm_drop import choose, compute_similarities, rank
 from tests.goldens import call_arguments

@@ -5,7 +5,6 @@ import torch
 
 from hf_ext.layers.window import (
     overlapping_windows,
-    per_token,
     reflect_to_multiple,
     window_partition,
     window_reverse,
@@ -52,11 +51,3 @@ def test_reflection_goes_back_and_forth_where_the_image_is_shorter_than_the_padd
 
 def test_one_pixel_is_repeated():
     assert torch.equal(reflect_to_multiple(torch.full((1, 3, 1, 1), 0.5), 4), torch.full((1, 3, 4, 4), 0.5))
-
-
-def test_per_token_gives_the_layer_three_axes():
-    seen = []
-    x = torch.rand(2, 3, 4, 5)
-    y = per_token(lambda tokens: seen.append(tokens.shape) or tokens * 2, x)
-    assert seen == [(2, 12, 5)]
-    assert torch.equal(y, x * 2)

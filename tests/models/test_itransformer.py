@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from hf_ext.convert import ConversionError, convert_checkpoint, get_converter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModel, AutoModelForTimeSeriesPrediction, Trainer, TrainingArguments
 
+from hf_ext.convert import ConversionError, convert_checkpoint, get_converter
 from hf_ext.data.time_series import ForecastWindows
 from hf_ext.models.itransformer import (
     ITransformerConfig,

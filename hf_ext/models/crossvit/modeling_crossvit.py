@@ -30,6 +30,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from hf_ext.layers.drop_path import DropPath, linear_rates
 from hf_ext.layers.initialization import init_conv_as_torch, init_linear
 from hf_ext.layers.inputs import check_images
+from hf_ext.layers.linear import token_linear
 from hf_ext.layers.positions import interpolate_positions
 from hf_ext.layers.tokens_to_token import TokenPerformer, TokensToToken, TokenTransformer
 
@@ -158,7 +159,11 @@ class CrossVitAttention(nn.Module):
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        projected = (self.q_proj(queries), self.k_proj(tokens), self.v_proj(tokens))
+        projected = (
+            token_linear(self.q_proj, queries),
+            token_linear(self.k_proj, tokens),
+            token_linear(self.v_proj, tokens),
+        )
         context, weights = attention_interface(
             self,
             *(x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in projected),
@@ -167,7 +172,7 @@ class CrossVitAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return self.dropout(self.o_proj(context.flatten(2))), weights
+        return self.dropout(token_linear(self.o_proj, context.flatten(2))), weights
 
 
 class CrossVitMLP(nn.Module):
@@ -179,8 +184,8 @@ class CrossVitMLP(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.dropout(self.activation_fn(self.fc1(hidden_states)))
-        return self.dropout(self.fc2(hidden_states))
+        hidden_states = self.dropout(self.activation_fn(token_linear(self.fc1, hidden_states)))
+        return self.dropout(token_linear(self.fc2, hidden_states))
 
 
 class CrossVitLayer(GradientCheckpointingLayer):

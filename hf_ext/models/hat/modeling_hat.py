@@ -31,12 +31,12 @@ from transformers.utils.output_capturing import capture_outputs
 
 from hf_ext.layers.drop_path import DropPath, linear_rates
 from hf_ext.layers.inputs import check_images
+from hf_ext.layers.linear import token_linear
 from hf_ext.layers.positions import interpolate_positions
 from hf_ext.layers.restoration import PixelShuffleUpsampler, image_mean, reconstruction_loss
 from hf_ext.layers.window import (
     as_image,
     overlapping_windows,
-    per_token,
     reflect_to_multiple,
     window_partition,
     window_reverse,
@@ -86,8 +86,8 @@ class HatMLP(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.dropout(self.activation_fn(self.fc1(hidden_states)))
-        return self.dropout(self.fc2(hidden_states))
+        hidden_states = self.dropout(self.activation_fn(token_linear(self.fc1, hidden_states)))
+        return self.dropout(token_linear(self.fc2, hidden_states))
 
 
 class HatConvolution(nn.Module):
@@ -168,12 +168,12 @@ class HatWindowAttention(HatAttention):
         """(B, H, W, C) -> (B, H, W, C) and the weights (B, windows, heads, N, N)"""
         windows = window_partition(hidden_states, self.config.window_size)
         context, weights = self.attend(
-            *(per_token(projection, windows) for projection in (self.q_proj, self.k_proj, self.v_proj)),
+            *(token_linear(projection, windows) for projection in (self.q_proj, self.k_proj, self.v_proj)),
             self.biases(tables),
             dropout=self.config.attention_probs_dropout_prob,
             **kwargs,
         )
-        hidden_states = window_reverse(self.dropout(per_token(self.o_proj, context)), self.config.window_size)
+        hidden_states = window_reverse(self.dropout(token_linear(self.o_proj, context)), self.config.window_size)
         return hidden_states, None if weights is None else weights.flatten(1, 2)
 
     def biases(self, tables: HatTables) -> torch.Tensor:
@@ -229,14 +229,14 @@ class HatOverlappingAttention(HatAttention):
         """(B, H, W, C) -> (B, H, W, C) and the weights (B, windows, heads, N, M)"""
         size, overlap_size = self.config.window_size, self.config.overlap_window_size
         context, weights = self.attend(
-            window_partition(per_token(self.q_proj, hidden_states), size),
-            overlapping_windows(per_token(self.k_proj, hidden_states), size, overlap_size),
-            overlapping_windows(per_token(self.v_proj, hidden_states), size, overlap_size),
+            window_partition(token_linear(self.q_proj, hidden_states), size),
+            overlapping_windows(token_linear(self.k_proj, hidden_states), size, overlap_size),
+            overlapping_windows(token_linear(self.v_proj, hidden_states), size, overlap_size),
             self.position_bias(tables.overlap_index),
             dropout=0.0,
             **kwargs,
         )
-        hidden_states = window_reverse(per_token(self.o_proj, context), size)
+        hidden_states = window_reverse(token_linear(self.o_proj, context), size)
         return hidden_states, None if weights is None else weights.flatten(1, 2)
 
 
@@ -260,7 +260,7 @@ class HatLayer(GradientCheckpointingLayer):
         normed = self.layernorm_before(hidden_states)
         attention, _ = self.attention(normed, tables, **kwargs)
         hidden_states = hidden_states + self.drop_path(attention) + self.conv_scale * as_image(self.convolution, normed)
-        return hidden_states + self.drop_path(per_token(self.mlp, self.layernorm_after(hidden_states)))
+        return hidden_states + self.drop_path(token_linear(self.mlp, self.layernorm_after(hidden_states)))
 
 
 class HatOverlappingLayer(GradientCheckpointingLayer):
@@ -278,7 +278,7 @@ class HatOverlappingLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         attention, _ = self.attention(self.layernorm_before(hidden_states), tables, **kwargs)
         hidden_states = hidden_states + attention
-        return hidden_states + per_token(self.mlp, self.layernorm_after(hidden_states))
+        return hidden_states + token_linear(self.mlp, self.layernorm_after(hidden_states))
 
 
 def residual_connection(config: HatConfig) -> nn.Module:

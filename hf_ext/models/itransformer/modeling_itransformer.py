@@ -32,6 +32,8 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from hf_ext.layers.linear import token_linear
+
 from .configuration_itransformer import ITransformerConfig
 
 SCALE_EPS = 1e-5  # added to the variance of a window; part of the trained function, like the reference's literal
@@ -153,9 +155,9 @@ class ITransformerAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         input_shape = hidden_states.shape[:-1]
         hidden_shape = (*input_shape, -1, self.head_dim)
-        query_states = self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2)
-        key_states = self.k_proj(hidden_states).view(hidden_shape).transpose(1, 2)
-        value_states = self.v_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+        query_states = token_linear(self.q_proj, hidden_states).view(hidden_shape).transpose(1, 2)
+        key_states = token_linear(self.k_proj, hidden_states).view(hidden_shape).transpose(1, 2)
+        value_states = token_linear(self.v_proj, hidden_states).view(hidden_shape).transpose(1, 2)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -170,7 +172,7 @@ class ITransformerAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return self.o_proj(attn_output.reshape(*input_shape, -1)), attn_weights
+        return token_linear(self.o_proj, attn_output.reshape(*input_shape, -1)), attn_weights
 
 
 class ITransformerMLP(nn.Module):
@@ -182,8 +184,8 @@ class ITransformerMLP(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.dropout(self.activation_fn(self.fc1(hidden_states)))
-        return self.dropout(self.fc2(hidden_states))
+        hidden_states = self.dropout(self.activation_fn(token_linear(self.fc1, hidden_states)))
+        return self.dropout(token_linear(self.fc2, hidden_states))
 
 
 class ITransformerLayer(GradientCheckpointingLayer):
