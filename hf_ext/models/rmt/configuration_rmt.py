@@ -1,7 +1,5 @@
 """Configuration of RMT, "RMT: Retentive Networks Meet Vision Transformers" (arXiv 2309.11523)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
