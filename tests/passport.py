@@ -352,7 +352,7 @@ def _distributed_step(rank: int, subject: Subject, inputs: list[dict[str, Any]],
         own = accelerator.unwrap_model(model)
         torch.save({name: p.grad for name, p in own.named_parameters()}, f"{folder}/gradients.pt")
     accelerator.wait_for_everyone()
-    torch.distributed.destroy_process_group()
+    os._exit(0)  # destructors of a forked process may wait for threads that the fork did not copy
 
 
 CHECKS: dict[str, Callable[[Subject], None]] = {
