@@ -32,6 +32,8 @@ def command(
     if unknown := set(only or ()) - set(SCENES):
         raise ValueError(f"The demo has no scene {', '.join(sorted(unknown))}; it has {', '.join(SCENES)}")
     console = Console()
+    if not console.is_terminal:  # a file has no width of its own
+        console.width = 120
     shown = []
     for slug in only or SCENES:
         if is_trained(slug):
@@ -39,7 +41,7 @@ def command(
             console.print(
                 f"[bold]{slug}[/]: {shown[-1].metric} {shown[-1].ours} (baseline {shown[-1].baseline})", highlight=False
             )
-    columns = [Column(name, no_wrap=name in ("method", "task", "seconds")) for name in HEADINGS]
+    columns = [Column(name, overflow="fold", no_wrap=name in ("method", "seconds")) for name in HEADINGS]
     table = Table(*columns, box=SIMPLE_HEAD, title="Small checkpoints on real data")
     for scene in shown:
         table.add_row(scene.slug, scene.task, scene.metric, scene.baseline, scene.ours, f"{scene.seconds:.1f}")
