@@ -15,6 +15,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit.modeling_vit import eager_attention_forward
 
+from .linear import token_linear
+
 # patch size -> (kernel, stride, padding) of the three soft splits
 SOFT_SPLITS = {12: ((7, 4, 2), (3, 3, 1), (3, 1, 1)), 16: ((7, 4, 2), (3, 2, 1), (3, 2, 1))}
 
@@ -43,9 +45,10 @@ class TokenLayer(GradientCheckpointingLayer):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         normed = self.layernorm_before(tokens)
-        value = self.v_proj(normed)
-        tokens = value + self.dropout(self.o_proj(self.mix(self.q_proj(normed), self.k_proj(normed), value)))
-        return tokens + self.dropout(self.fc2(self.activation_fn(self.fc1(self.layernorm_after(tokens)))))
+        query, key, value = (token_linear(layer, normed) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        tokens = value + self.dropout(token_linear(self.o_proj, self.mix(query, key, value)))
+        hidden_states = self.activation_fn(token_linear(self.fc1, self.layernorm_after(tokens)))
+        return tokens + self.dropout(token_linear(self.fc2, hidden_states))
 
 
 class TokenTransformer(TokenLayer):

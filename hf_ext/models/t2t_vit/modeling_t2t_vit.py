@@ -26,6 +26,7 @@ from transformers.utils.output_capturing import capture_outputs
 from hf_ext.layers.drop_path import DropPath, linear_rates
 from hf_ext.layers.initialization import init_linear
 from hf_ext.layers.inputs import check_images
+from hf_ext.layers.linear import token_linear
 from hf_ext.layers.positions import interpolate_positions
 from hf_ext.layers.tokens import to_map, to_tokens
 from hf_ext.layers.tokens_to_token import TokenPerformer, TokensToToken, TokenTransformer
@@ -107,7 +108,8 @@ class T2TViTMLP(ViTMLP):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.dropout(self.activation_fn(self.fc1(hidden_states))))
+        hidden_states = self.dropout(self.activation_fn(token_linear(self.fc1, hidden_states)))
+        return token_linear(self.fc2, hidden_states)
 
 
 class T2TViTLayer(ViTLayer):
