@@ -72,11 +72,13 @@ def train_under_upernet(backbone_config: Any, height: int = 64, width: int = 96)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.backbone.parameters())
 
 
-def train_under_deformable_detr(backbone_config: Any, height: int = 64, width: int = 96) -> None:
-    """Upstream's detector on three of our maps: one training step's loss reaches the backbone."""
+def train_under_deformable_detr(
+    backbone_config: Any, height: int = 64, width: int = 96, names: tuple[str, ...] = ("stage2", "stage3", "stage4")
+) -> nn.Module:
+    """Upstream's detector on the maps `names` of ours: one training step's loss reaches the backbone. Returns the detector."""
     torch.manual_seed(0)
     config = DeformableDetrConfig(
-        backbone_config=with_maps(backbone_config, "stage2", "stage3", "stage4"),
+        backbone_config=with_maps(backbone_config, *names),
         d_model=32,
         encoder_layers=1,
         decoder_layers=2,
@@ -84,7 +86,7 @@ def train_under_deformable_detr(backbone_config: Any, height: int = 64, width: i
         decoder_attention_heads=2,
         encoder_ffn_dim=16,
         decoder_ffn_dim=16,
-        num_feature_levels=3,
+        num_feature_levels=len(names),
         num_queries=4,
         num_labels=3,
     )
@@ -95,6 +97,7 @@ def train_under_deformable_detr(backbone_config: Any, height: int = 64, width: i
     output.loss.backward()
     backbone = [p for n, p in model.named_parameters() if "backbone" in n and p.requires_grad]
     assert backbone and all(p.grad is not None and p.grad.isfinite().all() for p in backbone)
+    return model
 
 
 def with_maps(backbone_config: Any, *names: str) -> Any:
