@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from transformers.utils.logging import tqdm
 
-from hf_ext.files import replaced_files
 from hf_ext.models.dlgsanet import DLGSANetConfig, DLGSANetForImageSuperResolution, DLGSANetImageProcessor
 
 from . import Experiment, Row, Run
-from .super_resolution import compare_with_bicubic, load_demo, measure_tiling, training_crops
+from .super_resolution import measure_tiling, train_demo
 
 # The authors' counts for an output of 1280x720, and the parameters of their networks
 PUBLISHED = {
@@ -76,12 +75,9 @@ def measure_windows(run: Run) -> list[Row]:
     return rows
 
 
-def train_demo(run: Run) -> list[Row]:
+def train_small(run: Run) -> list[Row]:
     """Trains the small DLGSANet x2 of the card on ten photographs, and compares it with bicubic on two others."""
-    from .training import train
-
     torch.manual_seed(0)
-    steps, batch_size = int(run.options["steps"]), 8
     model = DLGSANetForImageSuperResolution(
         DLGSANetConfig(
             hidden_size=32,
@@ -93,22 +89,7 @@ def train_demo(run: Run) -> list[Row]:
         )
     )
     start_as_interpolation(model)
-    train(
-        run,
-        model,
-        training_crops(scale=2, size=24, length=steps * batch_size),
-        max_steps=steps,
-        save_steps=250,
-        per_device_train_batch_size=batch_size,
-        learning_rate=2e-3,
-        lr_scheduler_type="cosine",
-        warmup_steps=50,
-        adam_beta2=0.99,
-    )
-    with replaced_files(run.card) as folder:
-        model.save_pretrained(folder)
-        DLGSANetImageProcessor().save_pretrained(folder)
-    return [*compare_with_bicubic(load_demo(run), "DLGSANet", scale=2), Row("parameters", model.num_parameters())]
+    return train_demo(run, model, DLGSANetImageProcessor(), "DLGSANet")
 
 
 @torch.no_grad()
@@ -141,7 +122,7 @@ EXPERIMENTS = {
     ),
     "demo": Experiment(
         "The small x2 model that the card ships",
-        train_demo,
+        train_small,
         minutes=3,
         options={"steps": (600, "optimizer steps of 8 crops of 24x24")},
     ),

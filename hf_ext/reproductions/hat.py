@@ -6,11 +6,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils.logging import tqdm
 
-from hf_ext.files import replaced_files
 from hf_ext.models.hat import HatConfig, HatForImageSuperResolution, HatImageProcessor
 
 from . import Experiment, Row, Run
-from .super_resolution import compare_with_bicubic, load_demo, measure_tiling, training_crops
+from .super_resolution import measure_tiling, train_demo
 
 MULTIPLY_ADDS = {"hat-s-x4": "54.9", "hat-x4": "102.4"}  # the authors' README, in G
 
@@ -32,12 +31,9 @@ def measure_cost(run: Run) -> list[Row]:
     return rows
 
 
-def train_demo(run: Run) -> list[Row]:
+def train_small(run: Run) -> list[Row]:
     """Trains the small HAT x2 of the card on ten photographs, and compares it with bicubic on two others."""
-    from .training import train
-
     torch.manual_seed(0)
-    steps, batch_size = int(run.options["steps"]), 8
     model = HatForImageSuperResolution(
         HatConfig(
             hidden_size=40,
@@ -52,27 +48,7 @@ def train_demo(run: Run) -> list[Row]:
         )
     )
     start_as_interpolation(model)
-    train(
-        run,
-        model,
-        training_crops(scale=2, size=24, length=steps * batch_size),
-        max_steps=steps,
-        save_steps=250,
-        per_device_train_batch_size=batch_size,
-        learning_rate=2e-3,
-        lr_scheduler_type="cosine",
-        warmup_steps=50,
-        adam_beta2=0.99,
-    )
-    with replaced_files(run.card) as folder:
-        model.save_pretrained(folder)
-        HatImageProcessor().save_pretrained(folder)
-    return evaluate_demo(run)
-
-
-def evaluate_demo(run: Run) -> list[Row]:
-    restore = load_demo(run)
-    return [*compare_with_bicubic(restore, "HAT", scale=2), Row("parameters", restore.model.num_parameters())]
+    return train_demo(run, model, HatImageProcessor(), "HAT")
 
 
 @torch.no_grad()
@@ -113,7 +89,7 @@ EXPERIMENTS = {
     ),
     "demo": Experiment(
         "The small x2 model that the card ships",
-        train_demo,
+        train_small,
         minutes=7,
         options={"steps": (2000, "optimizer steps of 8 crops of 24x24")},
     ),
