@@ -39,7 +39,8 @@ class Commands(TyperGroup):
         if name not in COMMANDS:
             return None
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        single.command(name)(import_module(COMMANDS[name]).command)
+        module = import_module(COMMANDS[name])
+        single.command(name, context_settings=getattr(module, "CONTEXT_SETTINGS", None))(module.command)
         return typer.main.get_command(single)
 
 

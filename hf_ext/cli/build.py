@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from hf_ext import ops
+from hf_ext.ops.native import compile_native, native_sources
 
 
 def command() -> None:
@@ -15,18 +13,3 @@ def command() -> None:
     for op, source in sources.items():
         compile_native(op, source)
         print(f"built {op}")
-
-
-def native_sources(folder: Path = Path(ops.__file__).parent) -> dict[str, Path]:
-    """Op -> its `native.cpp`, for the ops that have one."""
-    return {path.parent.name: path for path in sorted(folder.glob("*/native.cpp"))}
-
-
-def compile_native(op: str, source: Path):
-    """The compiled module of an op; a `ValueError` where the compiler is missing or does not accept the source."""
-    from torch.utils.cpp_extension import load
-
-    try:
-        return load(name=f"hf_ext_{op}", sources=[str(source)], extra_cflags=["-O3"])
-    except (RuntimeError, OSError) as error:
-        raise ValueError(f"{op} cannot be built: {str(error).strip().splitlines()[0]}") from None

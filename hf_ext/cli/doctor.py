@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
 from hf_ext import ops
+from hf_ext.ops.native import compiler, why_not
 
 PACKAGES = (
     "hf-ext",
@@ -64,17 +64,13 @@ def machine() -> Iterator[tuple[str, str]]:
     )
 
 
-def compiler() -> str | None:
-    return shutil.which(os.environ.get("CXX", "c++"))
-
-
 def op_forms(folder: Path = Path(ops.__file__).parent) -> Iterator[tuple[str, str]]:
     """Op -> the form that runs on the CPU, the one that runs on a GPU, and why."""
     for path in sorted(folder.glob("*/reference.py")):
         forms = {file.stem for file in path.parent.iterdir()}
-        cpu = "native" if "native" in forms and compiler() else "eager" if "eager" in forms else "reference"
-        gpu = "triton" if "triton" in forms and find_spec("triton") else cpu
-        why = " (native.cpp waits for a compiler)" if "native" in forms and cpu != "native" else ""
+        cpu = "native" if "native" in forms and not why_not() else "eager" if "eager" in forms else "reference"
+        gpu = "triton" if "triton" in forms and find_spec("triton") else "eager" if "eager" in forms else "reference"
+        why = f" (native.cpp is not used: {why_not()})" if "native" in forms and cpu != "native" else ""
         why += " (triton is not installed)" if "triton" in forms and gpu != "triton" else ""
         yield path.parent.name, f"{cpu} on the CPU, {gpu} on a GPU{why}"
 

@@ -12,16 +12,23 @@ import typer
 from hf_ext.catalog import get_method
 from hf_ext.files import write_text
 
-from .options import parse_options
+from .options import free_options, parse_options
 from .output import show_table
 
 RUNS = Path("runs")
 
 
+CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
 def command(
+    context: typer.Context,
     slug: Annotated[str, typer.Argument(help="The method, as `hf-ext list` names it.")],
     experiment: Annotated[str | None, typer.Option(help="Which one; the method's main experiment otherwise.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="name=value; repeatable. `--list` shows the names.")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="name=value; repeatable. --name value does the same; `--list` shows the names."),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming an interrupted run.")] = False,
     show: Annotated[bool, typer.Option("--list", help="List the experiments and their options.")] = False,
 ) -> None:
@@ -35,12 +42,12 @@ def command(
         for name, entry in available.items():
             print(f"{name}: {entry.title} ({entry.minutes:g} min)")
             for key, (default, meaning) in entry.options.items():
-                print(f"  --option {key}={default}  {meaning}")
+                print(f"  --{key} {default}  {meaning}")
         return
     name = experiment or next(iter(available))
     if name not in available:
         raise typer.BadParameter(f"'{slug}' has no experiment '{name}'; it has {', '.join(available)}")
-    options = choose_options(available[name].options, parse_options(option or []))
+    options = choose_options(available[name].options, parse_options((option or []) + free_options(context.args)))
     folder = RUNS / slug / name
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)

@@ -226,7 +226,7 @@ class ForecastWindows(Dataset):
     Args:
         values: (time, variates); NaN marks missing values and brings `past_observed_mask` and `future_observed_mask`.
         context_length, prediction_length: steps before and after the moment of the forecast.
-        time_features: (time, features), from `calendar_features`.
+        time_features: (time, features), from `calendar_features`; they become `past_time_features` and `future_time_features`.
 
     Raises:
         ValueError: fewer rows than one window has.
@@ -257,7 +257,10 @@ class ForecastWindows(Dataset):
         if self.observed is not None:
             item |= {"past_observed_mask": self.observed[past], "future_observed_mask": self.observed[future]}
         if self.time_features is not None:
-            item["past_time_features"] = self.time_features[past]
+            item |= {
+                "past_time_features": self.time_features[past],
+                "future_time_features": self.time_features[future],
+            }
         return item
 
 

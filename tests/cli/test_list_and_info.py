@@ -126,9 +126,11 @@ def test_doctor_names_the_form_that_each_op_runs_on(tmp_path, monkeypatch):
     (tmp_path / "scan").mkdir()
     for name in ("reference.py", "eager.py", "native.cpp"):
         (tmp_path / "scan" / name).touch()
-    assert dict(doctor.op_forms(tmp_path)) == {"scan": "native on the CPU, native on a GPU"}
-    monkeypatch.setattr(doctor, "compiler", lambda: None)
-    assert dict(doctor.op_forms(tmp_path))["scan"].startswith("eager on the CPU, eager on a GPU (native.cpp waits")
+    assert dict(doctor.op_forms(tmp_path)) == {"scan": "native on the CPU, eager on a GPU"}
+    monkeypatch.setenv("HF_EXT_NATIVE", "0")
+    assert dict(doctor.op_forms(tmp_path)) == {
+        "scan": "eager on the CPU, eager on a GPU (native.cpp is not used: HF_EXT_NATIVE=0)"
+    }
 
 
 def test_build_says_so_when_there_is_nothing_to_build(hf_ext, monkeypatch):

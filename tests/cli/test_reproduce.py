@@ -67,12 +67,19 @@ def test_options_reach_the_experiment_in_the_type_of_their_defaults(hf_ext, offe
     assert isinstance(offered[1][0].options["rate"], float)
 
 
+def test_options_may_be_given_by_their_own_names(hf_ext, offered):
+    hf_ext("reproduce", "itransformer", "--steps", "3", "--rate=0.5")
+    assert offered[1][0].options == {"steps": 3, "rate": 0.5}
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         (["--experiment", "none"], "it has small, other"),
         (["--option", "step=3"], "known: steps, rate"),
         (["--option", "steps"], "name=value"),
+        (["--steps"], "--name value"),
+        (["--stps", "3"], "known: steps, rate"),
         (["--option", "steps=many"], "type int"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
@@ -84,12 +91,12 @@ def test_bad_experiment_or_option_is_bad_usage(hf_ext, offered, line, message):
 
 def test_list_shows_experiments_and_options(hf_ext, offered):
     out = hf_ext("reproduce", "itransformer", "--list").out
-    assert "small: A small one (0.5 min)" in out and "--option steps=100  how many" in out
+    assert "small: A small one (0.5 min)" in out and "--steps 100  how many" in out
     assert not offered[1]
 
 
 def test_method_without_experiments_says_so(hf_ext):
-    assert "has no experiment yet" in hf_ext("reproduce", "informer").error
+    assert "has no experiment yet" in hf_ext("reproduce", "survey_inference").error
 
 
 def interrupted(run):
