@@ -1,7 +1,7 @@
 """`pipeline("time-series-forecasting")`: a table of the past in, a table of the future out.
 
-Serves models with PatchTST's interface (`past_values`, `past_observed_mask` -> `prediction_outputs`): iTransformer, and
-upstream's PatchTST. Needs pandas (`pip install hf-ext[data]`).
+Serves every model of `AutoModelForTimeSeriesPrediction`: ours, and upstream's PatchTST, PatchTSMixer and TimesFM. Needs pandas
+(`pip install hf-ext[data]`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 
+# What forward calls the mask of values that are not missing
+MASKS = ("past_observed_mask", "observed_mask")
+# pandas' frequency codes of which TimesFM (arXiv 2310.10688) wants to know that they are slow; all others are 0
+TIMESFM_FREQUENCIES = {"W": 1, "ME": 1, "MS": 1, "QE": 2, "QS": 2, "YE": 2, "YS": 2}
+
+
 @dataclass
 class _Request:
     """What is needed to write the forecast the way the history was written."""
@@ -37,8 +44,18 @@ class _Request:
     array_ndim: int | None
 
 
+@dataclass
+class _Stream:
+    """What is kept of a series between a call and `update`."""
+
+    frame: pd.DataFrame
+    array_ndim: int | None
+    standardization: Standardization
+    arguments: dict[str, Any]
+
+
 class TimeSeriesForecastingPipeline(Pipeline):
-    """Continues a multivariate series for up to `model.config.prediction_length` steps.
+    """Continues a multivariate series.
 
     ```python
     >>> import hf_ext, pandas as pd
@@ -46,15 +63,20 @@ class TimeSeriesForecastingPipeline(Pipeline):
 
     >>> forecaster = pipeline("time-series-forecasting", model="path/to/itransformer")
     >>> forecaster("history.csv", prediction_length=12)
+    >>> forecaster.update("rows that came since.csv")
     ```
 
     A call takes a CSV file's path, a pandas DataFrame or Series, a dict of columns, or a (time, variates) or (time,) array, and
     gives a DataFrame that continues the time index, or for an array an array; a list of any of these gives a list. Arguments:
 
-    - `prediction_length`: steps to forecast; at most, and by default, the model's.
+    - `prediction_length`: steps to forecast; by default the model's. Models that roll forward (GPHT, STTN's residual form) take any
+      number, others at most their own.
     - `time_column`: the column with the time stamps; see `hf_ext.data.time_series.read_time_series`.
     - `frequency`: pandas frequency of the stamps, "h" or "MS" for example; by default inferred. With it, steps that are left out
       in the history are taken as missing.
+    - `adjacency`: for models of a road network, the weights between sensors, which are the columns: a CSV file's path, a DataFrame
+      (brought into the order of the columns by its names) or a (sensors, sensors) array. A graph that the model itself learned or
+      extended comes back as `forecast.attrs["adjacency"]`, which `adjacency_plot` draws.
 
     The last `context_length` rows are the context. NaN marks missing values and reaches the model as `past_observed_mask`.
     Values are standardised per column before, and restored after, with `config.channel_means` and `config.channel_stds` if
@@ -63,8 +85,8 @@ class TimeSeriesForecastingPipeline(Pipeline):
 
     Raises:
         ValueError: what `read_time_series` refuses, fewer rows than the context has, a column without any value in the context,
-            stamps that are not evenly spaced, no stamps for a model that needs calendar features, or a `prediction_length`
-            beyond the model's.
+            missing values for a model that has no mask for them, stamps that are not evenly spaced, no stamps for a model that needs
+            calendar features, a `prediction_length` beyond the model's, a graph that does not fit the columns or the model.
     """
 
     _load_processor = False
@@ -75,17 +97,67 @@ class TimeSeriesForecastingPipeline(Pipeline):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if not {"past_values", "past_observed_mask"} <= set(inspect.signature(self.model.forward).parameters):
+        self.accepted = set(inspect.signature(self.model.forward).parameters)
+        if not {"past_values", "future_values"} <= self.accepted:
             raise ValueError(
-                f"{type(self.model).__name__} does not take `past_values` and `past_observed_mask`; this pipeline serves "
-                "forecasting models with PatchTST's interface"
+                f"{type(self.model).__name__} does not take `past_values` and `future_values`; this pipeline serves forecasting models"
             )
+        self.mask = next((name for name in MASKS if name in self.accepted), None)
+        # TimesFM: a list of single series, of any length up to the context
+        self.univariate = hasattr(self.model.config, "horizon_length")
+        self.stream: _Stream | None = None
+
+    @property
+    def horizon(self) -> int:
+        config = self.model.config
+        return config.horizon_length if self.univariate else config.prediction_length
+
+    def __call__(self, series: Any, **kwargs: Any) -> Any:
+        self.stream = None
+        forecast = super().__call__(series, **kwargs)
+        if isinstance(series, list):
+            self.stream = None
+        return forecast
+
+    def update(self, new_rows: Any, prediction_length: int | None = None) -> pd.DataFrame | np.ndarray:
+        """Forecasts again after `new_rows`, given in the form of the series of the last call, which must have been a single one.
+
+        Only the context is kept, so a stream of any length takes constant memory, and so are the standardisation of the first call
+        and whatever the model caches (the operators of a graph).
+
+        Raises:
+            ValueError: no call came before, other columns, or rows that do not follow the last ones.
+        """
+        import pandas as pd
+
+        if (stream := self.stream) is None:
+            raise ValueError("`update` continues the last call's series: call the pipeline with one series first")
+        rows, array_ndim = _read(new_rows, stream.arguments.get("time_column"))
+        if array_ndim != stream.array_ndim or list(rows.columns) != list(stream.frame.columns):
+            raise ValueError(
+                f"New rows must have the form of the series before: columns {list(stream.frame.columns)}, got {list(rows.columns)}"
+            )
+        last = stream.frame.index[-1]
+        if array_ndim is not None:
+            rows.index += last + 1
+        if rows.index[0] <= last:
+            raise ValueError(f"New rows must come after {last}, the first is of {rows.index[0]}")
+        frame = pd.concat([stream.frame, rows])
+        arguments = stream.arguments | ({} if prediction_length is None else {"prediction_length": prediction_length})
+        arguments["standardization"] = stream.standardization
+        if array_ndim is not None:
+            forecast = self(frame, **arguments).to_numpy()
+            self.stream.array_ndim = array_ndim
+            return forecast if array_ndim == 2 else forecast[:, 0]
+        return self(frame, **arguments)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        allowed = ("prediction_length", "time_column", "frequency")
-        if unknown := sorted(set(kwargs) - set(allowed)):
+        allowed = ("prediction_length", "time_column", "frequency", "adjacency")
+        if unknown := sorted(set(kwargs) - set(allowed) - {"standardization"}):
             raise ValueError(f"This pipeline has no argument {', '.join(unknown)}, only {', '.join(allowed)}")
-        return {name: value for name, value in kwargs.items() if value is not None}, {}, {}
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        rolls = "prediction_length" in given and "prediction_length" in self.accepted
+        return given, {"prediction_length": given["prediction_length"]} if rolls else {}, {}
 
     def preprocess(
         self,
@@ -93,33 +165,69 @@ class TimeSeriesForecastingPipeline(Pipeline):
         prediction_length: int | None = None,
         time_column: str | None = None,
         frequency: str | None = None,
+        adjacency: Any = None,
+        standardization: Standardization | None = None,
     ) -> dict[str, Any]:
         config = self.model.config
-        steps = config.prediction_length if prediction_length is None else prediction_length
-        if not 1 <= steps <= config.prediction_length:
-            raise ValueError(
-                f"`prediction_length` must be between 1 and the model's {config.prediction_length}, got {steps}"
-            )
+        steps = self.horizon if prediction_length is None else prediction_length
+        if steps < 1 or (steps > self.horizon and "prediction_length" not in self.accepted):
+            raise ValueError(f"`prediction_length` must be between 1 and the model's {self.horizon}, got {steps}")
         frame, array_ndim = _read(series, time_column)
         frame, future = _continue(frame, steps, frequency)
-        if len(frame) < config.context_length:
-            raise ValueError(f"The model reads {config.context_length} steps, the series has only {len(frame)}")
         context = frame.iloc[-config.context_length :]
+        if len(context) < config.context_length and not self.univariate:
+            raise ValueError(f"The model reads {config.context_length} steps, the series has only {len(frame)}")
         observed = context.notna().to_numpy()
         if empty := context.columns[~observed.any(axis=0)].tolist():
-            raise ValueError(f"No value in the last {config.context_length} steps of {', '.join(map(str, empty))}")
+            raise ValueError(f"No value in the last {len(context)} steps of {', '.join(map(str, empty))}")
         if missing := int((~observed).sum()):
-            logger.warning(f"{missing} of the last {observed.size} values are missing; the model is told so")
+            self._accept_missing(missing, observed.size)
 
-        standardization = self._standardization(frame.to_numpy())
+        standardization = standardization or self._standardization(frame.to_numpy())
         values = np.nan_to_num(standardization.apply(context.to_numpy()))
-        inputs = {
-            "past_values": torch.from_numpy(values)[None].to(self.model.dtype),
-            "past_observed_mask": torch.tensor(observed)[None],
-        }
+        inputs = {"past_values": torch.from_numpy(values)[None].to(self.model.dtype)}
+        if self.mask is not None:
+            inputs[self.mask] = torch.tensor(observed)[None]
         if number := getattr(config, "num_time_features", 0):
-            inputs["past_time_features"] = torch.from_numpy(calendar_features(context.index, number))[None]
+            for name, index in (("past_time_features", context.index), ("future_time_features", future)):
+                if name in self.accepted:
+                    inputs[name] = torch.from_numpy(calendar_features(index, number))[None]
+        if adjacency is not None:
+            inputs["adjacency"] = self._adjacency(adjacency, frame.columns)
+        if "freq" in self.accepted:
+            inputs["freq"] = torch.tensor([[_timesfm_frequency(future)] * len(frame.columns)])
+        arguments = {
+            "time_column": time_column,
+            "frequency": frequency or getattr(future, "freq", None),
+            "prediction_length": prediction_length,
+            "adjacency": adjacency,
+        }
+        self.stream = _Stream(context, array_ndim, standardization, arguments)
         return inputs | {"request": _Request(future, frame.columns, standardization, array_ndim)}
+
+    def _accept_missing(self, missing: int, total: int) -> None:
+        if self.mask is None:
+            raise ValueError(
+                f"{missing} of the last {total} values are missing, and {type(self.model).__name__} has no way to be told so: "
+                "fill them first, for example with pandas' `interpolate`"
+            )
+        logger.warning(f"{missing} of the last {total} values are missing; the model is told so")
+
+    def _adjacency(self, adjacency: Any, columns: pd.Index) -> torch.Tensor:
+        import pandas as pd
+
+        if "adjacency" not in self.accepted:
+            raise ValueError(f"{type(self.model).__name__} takes no `adjacency`: it is no model of a graph")
+        if isinstance(adjacency, (str, Path)):
+            adjacency = pd.read_csv(adjacency, header=None)
+        elif isinstance(adjacency, pd.DataFrame) and set(adjacency.index) == set(columns) == set(adjacency.columns):
+            adjacency = adjacency.loc[columns, columns]
+        weights = torch.as_tensor(np.asarray(adjacency, dtype=np.float64)).to(self.model.dtype)
+        if weights.shape != (len(columns), len(columns)) or not weights.isfinite().all() or (weights < 0).any():
+            raise ValueError(
+                f"`adjacency` must hold finite weights, 0 or above, between the {len(columns)} columns, got {tuple(weights.shape)}"
+            )
+        return weights
 
     def _standardization(self, values: np.ndarray) -> Standardization:
         means, stds = (getattr(self.model.config, f"channel_{name}", None) for name in ("means", "stds"))
@@ -132,9 +240,11 @@ class TimeSeriesForecastingPipeline(Pipeline):
             )
         return Standardization.fit(values)
 
-    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+    def _forward(self, model_inputs: dict[str, Any], **parameters: Any) -> dict[str, Any]:
         request = model_inputs.pop("request")
-        outputs = self.model(**model_inputs)
+        if self.univariate:
+            return {"forecast": self._forward_each(**model_inputs), "request": request}
+        outputs = self.model(**model_inputs, **parameters)
         if "prediction_outputs" not in outputs:
             raise ValueError(
                 f"{type(self.model).__name__} gives no `prediction_outputs`; it is not a forecasting model"
@@ -144,17 +254,31 @@ class TimeSeriesForecastingPipeline(Pipeline):
             forecast, tuple
         ):  # the parameters of a distribution (PatchTST with loss="nll"): the mean of its samples
             forecast = self.model.generate(**model_inputs).sequences.mean(1)
-        return {"forecast": forecast, "request": request}
+        learned = next((outputs[name] for name in outputs if name.endswith("_adjacency")), None)
+        if learned is not None:
+            learned = learned.expand(len(forecast), *learned.shape[-2:])
+        return {"forecast": forecast, "request": request} | ({} if learned is None else {"adjacency": learned})
+
+    def _forward_each(self, past_values: torch.Tensor, freq: torch.Tensor | None = None) -> torch.Tensor:
+        """(batch, time, columns) -> (batch, horizon, columns), each column a series of its own."""
+        frequencies = {} if freq is None else {"freq": freq.flatten().tolist()}
+        series = list(past_values.transpose(1, 2).flatten(0, 1))
+        return self.model(series, **frequencies).mean_predictions.unflatten(0, (len(past_values), -1)).transpose(1, 2)
 
     def postprocess(self, model_outputs: dict[str, Any]) -> pd.DataFrame | np.ndarray:
         import pandas as pd
 
         request = model_outputs["request"]
         forecast = model_outputs["forecast"][0, : len(request.future)].double().numpy()
-        forecast = request.standardization.undo(forecast)
+        forecast = request.standardization.undo(forecast.reshape(len(request.future), -1))
         if request.array_ndim is not None:
             return forecast if request.array_ndim == 2 else forecast[:, 0]
-        return pd.DataFrame(forecast, index=request.future, columns=request.columns)
+        frame = pd.DataFrame(forecast, index=request.future, columns=request.columns)
+        if "adjacency" in model_outputs:
+            weights = model_outputs["adjacency"][0].double().numpy()
+            names = [*request.columns, *(f"virtual {n + 1}" for n in range(len(weights) - len(request.columns)))]
+            frame.attrs["adjacency"] = pd.DataFrame(weights, index=names, columns=names)
+        return frame
 
     def get_iterator(
         self,
@@ -237,6 +361,11 @@ def _continue_numbers(index: pd.Index, steps: int) -> pd.Index:
     return pd.Index(index[-1] + step * np.arange(1, steps + 1), name=index.name)
 
 
+def _timesfm_frequency(stamps: pd.Index) -> int:
+    code = getattr(getattr(stamps, "freq", None), "rule_code", "").split("-")[0]
+    return TIMESFM_FREQUENCIES.get(code, 0)
+
+
 def _uneven(index: pd.Index) -> str:
     if len(index) < 3:
         return f"{len(index)} time stamps are too few to tell the frequency: pass `frequency`"
@@ -269,4 +398,21 @@ def forecast_plot(
             axes.plot(frame.index, frame[column], label=name)
         axes.set_title(str(column), loc="left")
     figure.axes[0].legend(loc="upper left", ncols=3, frameon=False)
+    return figure
+
+
+def adjacency_plot(adjacency: pd.DataFrame) -> Figure:
+    """A heat map of the weights between sensors, from the row's sensor to the column's.
+
+    Needs matplotlib (`pip install hf-ext[data]`).
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.subplots()
+    figure.colorbar(axes.imshow(adjacency.to_numpy(), cmap="viridis"), ax=axes, label="weight")
+    for axis, names in ((axes.xaxis, adjacency.columns), (axes.yaxis, adjacency.index)):
+        step = -(-len(names) // 30)  # what can be read
+        axis.set_ticks(range(0, len(names), step), [str(name) for name in names[::step]], fontsize="x-small")
+    axes.xaxis.set_tick_params(rotation=90)
     return figure

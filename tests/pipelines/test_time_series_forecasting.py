@@ -6,7 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import PatchTSTConfig, PatchTSTForPrediction, ViTConfig, ViTModel, pipeline
+from transformers import (
+    PatchTSMixerConfig,
+    PatchTSMixerForPrediction,
+    PatchTSTConfig,
+    PatchTSTForPrediction,
+    TimesFm2_5Config,
+    TimesFm2_5ModelForPrediction,
+    TimesFmConfig,
+    TimesFmModelForPrediction,
+    ViTConfig,
+    ViTModel,
+    pipeline,
+)
 
 from hf_ext.catalog import METHODS
 from hf_ext.data.time_series import (
@@ -190,9 +202,144 @@ def test_patchtst_forecasts(fields):
     assert np.isfinite(forecast.to_numpy()).all()
 
 
-def test_patchtst_is_loaded_from_a_folder(tmp_path):
-    patchtst().save_pretrained(tmp_path)
-    assert pipeline(TASK, model=str(tmp_path), device="cpu")(hourly()).shape == (6, 2)
+def patchtsmixer():
+    torch.manual_seed(0)
+    config = PatchTSMixerConfig(
+        context_length=24,
+        prediction_length=6,
+        patch_length=4,
+        patch_stride=4,
+        num_input_channels=2,
+        d_model=8,
+        num_layers=1,
+    )
+    return PatchTSMixerForPrediction(config).eval()
+
+
+def timesfm():
+    torch.manual_seed(0)
+    config = TimesFmConfig(
+        context_length=32,
+        horizon_length=6,
+        patch_length=8,
+        hidden_size=16,
+        intermediate_size=16,
+        head_dim=8,
+        num_attention_heads=2,
+        num_hidden_layers=1,
+    )
+    return TimesFmModelForPrediction(config).eval()
+
+
+def timesfm2_5():
+    torch.manual_seed(0)
+    config = TimesFm2_5Config(
+        context_length=32,
+        horizon_length=6,
+        output_quantile_len=6,
+        patch_length=8,
+        hidden_size=16,
+        intermediate_size=16,
+        head_dim=8,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_hidden_layers=1,
+    )
+    return TimesFm2_5ModelForPrediction(config).eval()
+
+
+@pytest.mark.parametrize("make", [patchtst, patchtsmixer, timesfm, timesfm2_5])
+def test_upstream_model_is_loaded_from_a_folder(make, tmp_path):
+    make().save_pretrained(tmp_path)
+    forecast = pipeline(TASK, model=str(tmp_path), device="cpu")(hourly())
+    assert forecast.shape == (6, 2) and np.isfinite(forecast.to_numpy()).all()
+
+
+@pytest.mark.parametrize("make", [patchtsmixer, timesfm])
+def test_upstream_model_forecasts_in_batches(make):
+    pipe = pipeline(TASK, model=make(), device="cpu")
+    pd.testing.assert_frame_equal(pipe([hourly(32), hourly(32)], batch_size=2)[1], pipe(hourly(32)), rtol=1e-4)
+
+
+def test_timesfm_forecasts_each_column_alone():
+    pipe = pipeline(TASK, model=timesfm(), device="cpu")
+    pd.testing.assert_frame_equal(pipe(hourly())[["a"]], pipe(hourly()[["a"]]), rtol=1e-4)
+
+
+def test_model_without_a_mask_refuses_missing_values():
+    frame = hourly()
+    frame.iloc[-5, 0] = np.nan
+    with pytest.raises(
+        ValueError, match="1 of the last 60 values are missing, and TimesFmModelForPrediction has no way"
+    ):
+        pipeline(TASK, model=timesfm(), device="cpu")(frame)
+
+
+# --- a stream
+
+
+@pytest.mark.parametrize(
+    "make", [forecaster, lambda: pipeline(TASK, model=timesfm(), device="cpu")], ids=["ours", "timesfm"]
+)
+def test_updated_forecast_is_that_of_the_longer_series_in_the_units_of_the_first(make):
+    pipe, frame = make(), hourly(60)
+    pipe(frame[:40])
+    known = Standardization.fit(frame.to_numpy()[:40])
+    pipe.update(frame[40:41])
+    updated = pipe.update(frame[41:])
+    again = make()(frame, standardization=known)
+    pd.testing.assert_frame_equal(updated, again, rtol=1e-5)
+
+
+def test_stream_keeps_no_more_than_the_context():
+    pipe, frame = forecaster(), hourly(60)
+    pipe(frame[:30])
+    for row in range(30, 60):
+        pipe.update(frame[row : row + 1])
+    assert len(pipe.stream.frame) == 24
+
+
+@pytest.mark.parametrize("columns", [["a", "b"], "a"])
+def test_array_is_updated_by_an_array(columns):
+    pipe, values = forecaster(), hourly(60)[columns].to_numpy()
+    pipe(values[:40])
+    pipe.update(values[40:50])
+    forecast = pipe.update(values[50:], prediction_length=3)
+    again = forecaster()(values, prediction_length=3, standardization=Standardization.fit(values[:40].reshape(40, -1)))
+    assert forecast.shape == again.shape
+    np.testing.assert_allclose(forecast, again, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (hourly(31)[29:], "must come after 2024-03-01 01:00:00"),
+        (hourly(31)[["a"]][30:], r"columns \['a', 'b'\], got \['a'\]"),
+        (hourly(31).to_numpy()[30:], "form of the series before"),
+        (hourly(33)[32:], "evenly spaced|not on a grid|missing"),
+    ],
+)  # fmt: skip
+def test_rows_that_do_not_follow_are_refused(rows, message):
+    pipe = pipeline(TASK, model=timesfm(), device="cpu")
+    pipe(hourly(30))
+    with pytest.raises(ValueError, match=message):
+        pipe.update(rows)
+
+
+@pytest.mark.parametrize("before", [lambda pipe: None, lambda pipe: pipe([hourly(), hourly()])], ids=["none", "list"])
+def test_update_without_a_single_series_before_is_refused(before):
+    pipe = forecaster()
+    before(pipe)
+    with pytest.raises(ValueError, match="call the pipeline with one series first"):
+        pipe.update(hourly())
+
+
+# --- a graph
+
+
+def test_model_without_a_graph_refuses_one():
+    with pytest.raises(ValueError, match="no model of a graph"):
+        forecaster()(hourly(), adjacency=np.eye(2))
 
 
 # --- refusals
@@ -248,9 +395,8 @@ def test_model_without_the_interface_is_refused():
 
 
 def test_model_without_a_forecast_is_refused():
-    pipe = pipeline(TASK, model=ITransformerModel(ITransformerConfig(**SIZES, hidden_size=16)), device="cpu")
-    with pytest.raises(ValueError, match="no `prediction_outputs`"):
-        pipe(hourly())
+    with pytest.raises(ValueError, match="future_values"):
+        pipeline(TASK, model=ITransformerModel(ITransformerConfig(**SIZES, hidden_size=16)), device="cpu")
 
 
 # --- the shipped checkpoint, and the picture
