@@ -75,8 +75,9 @@ class TimeSeriesForecastingPipeline(Pipeline):
     - `frequency`: pandas frequency of the stamps, "h" or "MS" for example; by default inferred. With it, steps that are left out
       in the history are taken as missing.
     - `adjacency`: for models of a road network, the weights between sensors, which are the columns: a CSV file's path, a DataFrame
-      (brought into the order of the columns by its names) or a (sensors, sensors) array. A graph that the model itself learned or
-      extended comes back as `forecast.attrs["adjacency"]`, which `adjacency_plot` draws.
+      (brought into the order of the columns by its names) or a (sensors, sensors) array.
+    - `return_adjacency`: gives `{"forecast": ..., "adjacency": ...}`, the second the graph that the model itself learned or
+      extended, as a DataFrame that `adjacency_plot` draws.
 
     The last `context_length` rows are the context. NaN marks missing values and reaches the model as `past_observed_mask`.
     Values are standardised per column before, and restored after, with `config.channel_means` and `config.channel_stds` if
@@ -144,20 +145,19 @@ class TimeSeriesForecastingPipeline(Pipeline):
             raise ValueError(f"New rows must come after {last}, the first is of {rows.index[0]}")
         frame = pd.concat([stream.frame, rows])
         arguments = stream.arguments | ({} if prediction_length is None else {"prediction_length": prediction_length})
-        arguments["standardization"] = stream.standardization
-        if array_ndim is not None:
-            forecast = self(frame, **arguments).to_numpy()
-            self.stream.array_ndim = array_ndim
-            return forecast if array_ndim == 2 else forecast[:, 0]
-        return self(frame, **arguments)
+        return self(frame, **arguments, stream=stream)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        allowed = ("prediction_length", "time_column", "frequency", "adjacency")
-        if unknown := sorted(set(kwargs) - set(allowed) - {"standardization"}):
+        allowed = ("prediction_length", "time_column", "frequency", "adjacency", "return_adjacency")
+        if unknown := sorted(set(kwargs) - set(allowed) - {"stream"}):
             raise ValueError(f"This pipeline has no argument {', '.join(unknown)}, only {', '.join(allowed)}")
         given = {name: value for name, value in kwargs.items() if value is not None}
         rolls = "prediction_length" in given and "prediction_length" in self.accepted
-        return given, {"prediction_length": given["prediction_length"]} if rolls else {}, {}
+        return (
+            given,
+            {"prediction_length": given["prediction_length"]} if rolls else {},
+            {"return_adjacency": given["return_adjacency"]} if "return_adjacency" in given else {},
+        )
 
     def preprocess(
         self,
@@ -166,13 +166,14 @@ class TimeSeriesForecastingPipeline(Pipeline):
         time_column: str | None = None,
         frequency: str | None = None,
         adjacency: Any = None,
-        standardization: Standardization | None = None,
+        return_adjacency: bool = False,
+        stream: _Stream | None = None,
     ) -> dict[str, Any]:
         config = self.model.config
         steps = self.horizon if prediction_length is None else prediction_length
         if steps < 1 or (steps > self.horizon and "prediction_length" not in self.accepted):
             raise ValueError(f"`prediction_length` must be between 1 and the model's {self.horizon}, got {steps}")
-        frame, array_ndim = _read(series, time_column)
+        frame, array_ndim = _read(series, time_column) if stream is None else (series, stream.array_ndim)
         frame, future = _continue(frame, steps, frequency)
         context = frame.iloc[-config.context_length :]
         if len(context) < config.context_length and not self.univariate:
@@ -183,7 +184,7 @@ class TimeSeriesForecastingPipeline(Pipeline):
         if missing := int((~observed).sum()):
             self._accept_missing(missing, observed.size)
 
-        standardization = standardization or self._standardization(frame.to_numpy())
+        standardization = stream.standardization if stream else self._standardization(frame.to_numpy())
         values = np.nan_to_num(standardization.apply(context.to_numpy()))
         inputs = {"past_values": torch.from_numpy(values)[None].to(self.model.dtype)}
         if self.mask is not None:
@@ -201,6 +202,7 @@ class TimeSeriesForecastingPipeline(Pipeline):
             "frequency": frequency or getattr(future, "freq", None),
             "prediction_length": prediction_length,
             "adjacency": adjacency,
+            "return_adjacency": return_adjacency,
         }
         self.stream = _Stream(context, array_ndim, standardization, arguments)
         return inputs | {"request": _Request(future, frame.columns, standardization, array_ndim)}
@@ -265,20 +267,25 @@ class TimeSeriesForecastingPipeline(Pipeline):
         series = list(past_values.transpose(1, 2).flatten(0, 1))
         return self.model(series, **frequencies).mean_predictions.unflatten(0, (len(past_values), -1)).transpose(1, 2)
 
-    def postprocess(self, model_outputs: dict[str, Any]) -> pd.DataFrame | np.ndarray:
+    def postprocess(self, model_outputs: dict[str, Any], return_adjacency: bool = False) -> Any:
         import pandas as pd
 
         request = model_outputs["request"]
-        forecast = model_outputs["forecast"][0, : len(request.future)].double().numpy()
-        forecast = request.standardization.undo(forecast.reshape(len(request.future), -1))
-        if request.array_ndim is not None:
-            return forecast if request.array_ndim == 2 else forecast[:, 0]
-        frame = pd.DataFrame(forecast, index=request.future, columns=request.columns)
-        if "adjacency" in model_outputs:
-            weights = model_outputs["adjacency"][0].double().numpy()
-            names = [*request.columns, *(f"virtual {n + 1}" for n in range(len(weights) - len(request.columns)))]
-            frame.attrs["adjacency"] = pd.DataFrame(weights, index=names, columns=names)
-        return frame
+        steps = len(request.future)
+        forecast = request.standardization.undo(
+            model_outputs["forecast"][0, :steps].double().numpy().reshape(steps, -1)
+        )
+        if request.array_ndim is None:
+            forecast = pd.DataFrame(forecast, index=request.future, columns=request.columns)
+        elif request.array_ndim == 1:
+            forecast = forecast[:, 0]
+        if not return_adjacency:
+            return forecast
+        if "adjacency" not in model_outputs:
+            raise ValueError(f"{type(self.model).__name__} learns no adjacency that it could return")
+        weights = model_outputs["adjacency"][0].double().numpy()
+        names = [*request.columns, *(f"virtual {n + 1}" for n in range(len(weights) - len(request.columns)))]
+        return {"forecast": forecast, "adjacency": pd.DataFrame(weights, index=names, columns=names)}
 
     def get_iterator(
         self,
