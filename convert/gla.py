@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from hf_ext.layers.recurrent_decoder import SPLIT_FUSED_GATE
 from hf_ext.models.gla import GLAConfig
-from hf_ext.models.gla.modeling_gla import SPLIT_FUSED_GATE
 
 MODEL = "GLAForCausalLM"
 RULES = [SPLIT_FUSED_GATE]

@@ -40,6 +40,14 @@ class SplitParts(ConversionOps):
         return {name: part.clone() for name, part in zip(target_patterns, parts)}
 
 
+class Kernel(ConversionOps):
+    """A kernel (..., in, out), as TensorFlow has them, its leading axes joined with `in`, becomes a Linear's weight (out, in)."""
+
+    def convert(self, input_dict, source_patterns, target_patterns, **kwargs) -> dict[str, torch.Tensor]:
+        kernel = only_tensor(input_dict)
+        return {target_patterns[0]: kernel.reshape(-1, kernel.shape[-1]).T.contiguous()}
+
+
 def only_tensor(tensors: Mapping[str, torch.Tensor | list[torch.Tensor]]) -> torch.Tensor:
     (tensor,) = tensors.values()
     return tensor[0] if isinstance(tensor, list) else tensor

@@ -25,6 +25,7 @@ class Method:
         home: package below `hf_ext` that holds its classes.
         config: its configuration class, when it has one of its own.
         classes: Auto class (or Diffusers base class) -> class name.
+        others: further configuration class -> the same for it, where a method has models of several types.
         cannot: passport check -> why this method cannot pass it by its nature.
     """
 
@@ -39,6 +40,7 @@ class Method:
     home: str = ""
     config: str = ""
     classes: dict[str, str] = field(default_factory=dict)
+    others: dict[str, dict[str, str]] = field(default_factory=dict)
     cannot: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -52,9 +54,15 @@ class Method:
     def config_class(self) -> type | None:
         return self.load(self.config) if self.config else None
 
-    def model_classes(self) -> list[type]:
-        """The model classes that this method brings, the base model first."""
-        names = (name for auto, name in self.classes.items() if auto.startswith("AutoModel") or auto == "ModelMixin")
+    @property
+    def families(self) -> dict[str, dict[str, str]]:
+        """Configuration class -> Auto class -> class name, of `config` and `others`."""
+        return ({self.config: self.classes} if self.config else {}) | self.others
+
+    def model_classes(self, config: str = "") -> list[type]:
+        """The model classes that this method brings, the base model first; those of another configuration class where one is named."""
+        classes = self.others[config] if config else self.classes
+        names = (name for auto, name in classes.items() if auto.startswith("AutoModel") or auto == "ModelMixin")
         return [self.load(name) for name in dict.fromkeys(names)]
 
     @property
@@ -138,6 +146,35 @@ WORKED_OUT: dict[str, Method] = {
             },
         ),
         Method(
+            slug="gpht",
+            title="Generative Pretrained Hierarchical Transformer for Time Series Forecasting",
+            arxiv="2402.16516",
+            kind="model",
+            task="time-series-forecasting",
+            reference="icantnamemyself/GPHT",
+            licence="MIT",
+            status="ready",
+            home="models.gpht",
+            config="GPHTConfig",
+            classes={"AutoModel": "GPHTModel", "AutoModelForTimeSeriesPrediction": "GPHTForPrediction"},
+        ),
+        Method(
+            slug="tpgn",
+            title="PGN: The RNN's New Successor is Effective for Long-Range Time Series Forecasting",
+            arxiv="2409.17703",
+            kind="op+model",
+            task="time-series-forecasting",
+            reference="Water2sea/TPGN",
+            licence="none",
+            status="ready",
+            home="models.tpgn",
+            config="TPGNConfig",
+            classes={"AutoModel": "TPGNModel", "AutoModelForTimeSeriesPrediction": "TPGNForPrediction"},
+            cannot={
+                "attention_implementations": "it has no attention: a gated network reads all earlier steps at once"
+            },
+        ),
+        Method(
             slug="gla",
             title="Gated Linear Attention Transformers with Hardware-Efficient Training",
             arxiv="2312.06635",
@@ -149,6 +186,83 @@ WORKED_OUT: dict[str, Method] = {
             home="models.gla",
             config="GLAConfig",
             classes={"AutoModel": "GLAModel", "AutoModelForCausalLM": "GLAForCausalLM"},
+            cannot={
+                "attention_implementations": "there is no softmax attention to choose an implementation for, unless the model is a hybrid",
+            },
+        ),
+        Method(
+            slug="aaren",
+            title="Attention as an RNN",
+            arxiv="2405.13956",
+            kind="op+model",
+            task="time-series-forecasting",
+            reference="",
+            licence="",
+            status="ready",
+            home="models.aaren",
+            config="AarenConfig",
+            classes={
+                "AutoModel": "AarenModel",
+                "AutoModelForTimeSeriesPrediction": "AarenForPrediction",
+                "AutoModelForSequenceClassification": "AarenForTimeSeriesClassification",
+            },
+            cannot={
+                "attention_implementations": "one learned query asks every prefix; softmax attention elsewhere has a query per token",
+            },
+        ),
+        Method(
+            slug="flashrnn",
+            title="FlashRNN: Optimizing Traditional RNNs on Modern Hardware",
+            arxiv="2412.07752",
+            kind="op+model",
+            task="text-generation",
+            reference="NX-AI/flashrnn",
+            licence="LicenseRef-NXAI-Community",
+            status="ready",
+            home="models.flashrnn",
+            config="FlashRNNConfig",
+            classes={
+                "AutoModel": "FlashRNNModel",
+                "AutoModelForCausalLM": "FlashRNNForCausalLM",
+                "AutoModelForSequenceClassification": "FlashRNNForSequenceClassification",
+            },
+            cannot={"attention_implementations": "there is no attention: recurrent layers mix tokens"},
+        ),
+        Method(
+            slug="lmuformer",
+            title="LMUFormer: Low Complexity Yet Powerful Spiking Model With Legendre Memory Units",
+            arxiv="2402.04882",
+            kind="op+model",
+            task="audio-classification",
+            reference="zeyuliu1037/LMUFormer",
+            licence="MIT",
+            home="models.lmuformer",
+            config="LMUFormerConfig",
+            classes={
+                "AutoModel": "LMUFormerModel",
+                "AutoModelForAudioClassification": "LMUFormerForAudioClassification",
+                "AutoFeatureExtractor": "LMUFormerFeatureExtractor",
+            },
+            cannot={"attention_implementations": "there is no softmax attention: a Legendre memory mixes frames"},
+        ),
+        Method(
+            slug="deltanet",
+            title="Unlocking State-Tracking in Linear RNNs Through Negative Eigenvalues",
+            arxiv="2411.12537",
+            kind="op+model",
+            task="text-generation",
+            reference="fla-org/flash-linear-attention",
+            licence="MIT",
+            status="ready",
+            home="models.deltanet",
+            config="DeltaNetConfig",
+            classes={"AutoModel": "DeltaNetModel", "AutoModelForCausalLM": "DeltaNetForCausalLM"},
+            others={
+                "SignedMambaConfig": {
+                    "AutoModel": "SignedMambaModel",
+                    "AutoModelForCausalLM": "SignedMambaForCausalLM",
+                },
+            },
             cannot={
                 "attention_implementations": "there is no softmax attention to choose an implementation for, unless the model is a hybrid",
             },
@@ -363,6 +477,164 @@ WORKED_OUT: dict[str, Method] = {
             config="CompositeBackboneConfig",
             classes={"AutoModel": "CompositeBackbone", "AutoBackbone": "CompositeBackbone"},
         ),
+        Method(
+            slug="slab",
+            title="SLAB: Efficient Transformers with Simplified Linear Attention and Progressive Re-parameterized Batch "
+            "Normalization",
+            arxiv="2405.11582",
+            kind="model+surgery",
+            task="image-classification",
+            reference="xinghaochen/SLAB",
+            licence="none",
+            status="ready",
+            home="models.slab",
+            config="SlabConfig",
+            classes={
+                "AutoModel": "SlabModel",
+                "AutoModelForImageClassification": "SlabForImageClassification",
+                "AutoBackbone": "SlabBackbone",
+                "AutoImageProcessor": "SlabImageProcessor",
+            },
+            others={
+                "SlabLlamaConfig": {"AutoModel": "SlabLlamaModel", "AutoModelForCausalLM": "SlabLlamaForCausalLM"},
+            },
+        ),
+        Method(
+            slug="dualformer",
+            title="Dualformer: Controllable Fast and Slow Thinking by Learning with Randomized Reasoning Traces",
+            arxiv="2410.09918",
+            kind="model+training",
+            task="path-planning",
+            reference="facebookresearch/dualformer",
+            licence="CC-BY-NC-4.0",
+            home="models.dualformer",
+            config="DualformerConfig",
+            classes={
+                "AutoModel": "DualformerModel",
+                "AutoModelForSeq2SeqLM": "DualformerForConditionalGeneration",
+                "AutoTokenizer": "DualformerTokenizer",
+            },
+        ),
+        Method(
+            slug="wide_attention",
+            title="Wide Attention Is The Way Forward For Transformers?",
+            arxiv="2210.00640",
+            kind="model",
+            task="text-classification",
+            reference="google-research/long-range-arena",
+            licence="Apache-2.0",
+            status="ready",
+            home="models.wide_attention",
+            config="WideAttentionConfig",
+            classes={
+                "AutoModel": "WideAttentionModel",
+                "AutoModelForSequenceClassification": "WideAttentionForSequenceClassification",
+                "AutoModelForNextSentencePrediction": "WideAttentionForSequencePairClassification",
+            },
+        ),
+        Method(
+            slug="bytetransformer",
+            title="ByteTransformer: A High-Performance Transformer Boosted for Variable-Length Inputs",
+            arxiv="2210.03052",
+            kind="op+surgery",
+            task="feature-extraction",
+            reference="bytedance/ByteTransformer",
+            licence="Apache-2.0",
+            status="ready",
+            home="surgery.bytetransformer",
+        ),
+        Method(
+            slug="sttn",
+            title="Spatial-Temporal Transformer Networks for Traffic Flow Forecasting",
+            arxiv="2001.02908",
+            kind="model",
+            task="time-series-forecasting",
+            reference="xumingxingsjtu/STTN",
+            licence="none",
+            status="ready",
+            home="models.sttn",
+            config="STTNConfig",
+            classes={"AutoModel": "STTNModel", "AutoModelForTimeSeriesPrediction": "STTNForPrediction"},
+        ),
+        Method(
+            slug="informer",
+            title="Informer: Beyond Efficient Transformer for Long Sequence Time-Series Forecasting",
+            arxiv="2012.07436",
+            kind="model+op",
+            task="time-series-forecasting",
+            reference="zhouhaoyi/Informer2020",
+            licence="Apache-2.0",
+            status="ready",
+            home="models.informer",
+            config="InformerGenerativeConfig",
+            classes={
+                "AutoModel": "InformerGenerativeModel",
+                "AutoModelForTimeSeriesPrediction": "InformerGenerativeForPrediction",
+            },
+        ),
+        Method(
+            slug="virtual_nodes",
+            title="Virtual Nodes Improve Long-term Traffic Prediction",
+            arxiv="2501.10048",
+            kind="model",
+            task="time-series-forecasting",
+            reference="liuxu77/LargeST",
+            licence="MIT",
+            status="ready",
+            home="models.virtual_nodes",
+            config="VirtualNodesConfig",
+            classes={
+                "AutoModel": "VirtualNodeSTGCNModel",
+                "AutoModelForTimeSeriesPrediction": "VirtualNodeSTGCNForPrediction",
+            },
+            cannot={
+                "attention_implementations": "a graph convolution network: there is no attention",
+            },
+        ),
+        Method(
+            slug="ssa",
+            title="The Information Pathways Hypothesis: Transformers are Dynamic Self-Ensembles",
+            arxiv="2306.01705",
+            kind="op+training",
+            task="any",
+            reference="",
+            licence="",
+            status="ready",
+            home="training.ssa",
+            classes={"AttentionInterface": "use_ssa", "TrainerCallback": "SSACallback"},
+        ),
+        Method(
+            slug="routing_transformer",
+            title="Efficient Content-Based Sparse Attention with Routing Transformers",
+            arxiv="2003.05997",
+            kind="op+model",
+            task="text-generation",
+            reference="google-research/google-research",
+            licence="Apache-2.0",
+            status="ready",
+            home="models.routing_transformer",
+            config="RoutingTransformerConfig",
+            classes={"AutoModel": "RoutingTransformerModel", "AutoModelForCausalLM": "RoutingTransformerForCausalLM"},
+            cannot={
+                "attention_implementations": "scores and values have learned relative terms, which no softmax attention takes",
+            },
+        ),
+        Method(
+            slug="tcnca",
+            title="TCNCA: Temporal Convolution Network with Chunked Attention for Scalable Sequence Processing",
+            arxiv="2312.05605",
+            kind="op+model",
+            task="text-generation",
+            reference="facebookresearch/mega",
+            licence="MIT",
+            home="models.tcnca",
+            config="TCNCAConfig",
+            classes={
+                "AutoModel": "TCNCAModel",
+                "AutoModelForCausalLM": "TCNCAForCausalLM",
+                "AutoModelForSequenceClassification": "TCNCAForSequenceClassification",
+            },
+        ),
     )
 }
 
@@ -371,8 +643,7 @@ WORKED_OUT: dict[str, Method] = {
 TABLE: tuple[str | tuple[str, str, str, str, str, str, str], ...] = (
     ("gfmdiff", "Geometric-Facilitated Denoising Diffusion Model for 3D Molecule Generation",
      "2401.02683", "diffusion", "graph-ml", "LEOXC1571/GFMDiff", "MIT"),
-    ("sttn", "Spatial-Temporal Transformer Networks for Traffic Flow Forecasting",
-     "2001.02908", "model", "time-series-forecasting", "xumingxingsjtu/STTN", "none"),
+    "sttn",
     ("todyformer", "Todyformer: Towards Holistic Dynamic Graph Transformers with Structure-Aware Tokenization",
      "2402.05944", "model", "graph-ml", "", ""),
     ("transformer_tts", "Neural Speech Synthesis with Transformer Network",
@@ -381,8 +652,7 @@ TABLE: tuple[str | tuple[str, str, str, str, str, str, str], ...] = (
      "2307.07982", "catalogue", "techniques", "", ""),
     ("dt_ddnn", "Over-The-Air Double-Threshold Deep Learner for Jamming Detection in 5G RF domain",
      "2403.02645", "model", "signal-classification", "", ""),
-    ("gpht", "Generative Pretrained Hierarchical Transformer for Time Series Forecasting",
-     "2402.16516", "model", "time-series-forecasting", "icantnamemyself/GPHT", "MIT"),
+    "gpht",
     ("flow_transformer", "FlowTransformer: "
      "A Transformer Framework for Flow-based Network Intrusion Detection Systems",
      "2304.14746", "model", "tabular-classification", "liamdm/FlowTransformer", "AGPL-3.0"),
@@ -393,8 +663,7 @@ TABLE: tuple[str | tuple[str, str, str, str, str, str, str], ...] = (
      "2306.07303", "catalogue", "techniques", "", ""),
     ("nat", "Neighborhood-aware Scalable Temporal Network Representation Learning",
      "2209.01084", "model", "graph-ml", "Graph-COM/Neighborhood-Aware-Temporal-Network", "MIT"),
-    ("dualformer", "Dualformer: Controllable Fast and Slow Thinking by Learning with Randomized Reasoning Traces",
-     "2410.09918", "model+training", "text-generation", "facebookresearch/dualformer", "CC-BY-NC-4.0"),
+    "dualformer",
     "itransformer",
     "cbnet",
     ("pres", "PRES: Toward Scalable Memory-Based Dynamic Graph Neural Networks",
@@ -411,28 +680,21 @@ TABLE: tuple[str | tuple[str, str, str, str, str, str, str], ...] = (
      "2305.13311", "diffusion", "video-to-video", "RERV/VDT", "CC-BY-NC-4.0"),
     ("relactrl", "RelaCtrl: Relevance-Guided Efficient Control for Diffusion Transformers",
      "2502.14377", "diffusion+adapter", "text-to-image", "360CVGroup/RelaCtrl", "none"),
-    ("flashrnn", "FlashRNN: Optimizing Traditional RNNs on Modern Hardware",
-     "2412.07752", "op+model", "text-generation", "NX-AI/flashrnn", "LicenseRef-NXAI-Community"),
+    "flashrnn",
     ("dtrn", "Deep Task-specific Bottom Representation Network for Multi-Task Recommendation",
      "2308.05996", "model", "tabular-classification", "", ""),
     ("easycontrol", "EasyControl: Adding Efficient and Flexible Control for Diffusion Transformer",
      "2503.07027", "diffusion+adapter", "text-to-image", "Xiaojiu-z/EasyControl", "Apache-2.0"),
     "gla",
-    ("bytetransformer", "ByteTransformer: A High-Performance Transformer Boosted for Variable-Length Inputs",
-     "2210.03052", "op+surgery", "feature-extraction", "bytedance/ByteTransformer", "Apache-2.0"),
+    "bytetransformer",
     "dlgsanet",
-    ("ssa", "The Information Pathways Hypothesis: Transformers are Dynamic Self-Ensembles",
-     "2306.01705", "op+training", "any", "", ""),
-    ("virtual_nodes", "Virtual Nodes Improve Long-term Traffic Prediction",
-     "2501.10048", "model", "time-series-forecasting", "liuxu77/LargeST", "MIT"),
+    "ssa",
+    "virtual_nodes",
     "fmvit",
     ("rt_detr", "DETRs Beat YOLOs on Real-time Object Detection",
      "2304.08069", "model", "object-detection", "lyuwenyu/RT-DETR", "Apache-2.0"),
-    ("slab", "SLAB: Efficient Transformers with Simplified Linear Attention and Progressive "
-     "Re-parameterized Batch Normalization",
-     "2405.11582", "model+surgery", "image-classification", "xinghaochen/SLAB", "none"),
-    ("aaren", "Attention as an RNN",
-     "2405.13956", "op+model", "time-series-forecasting", "", ""),
+    "slab",
+    "aaren",
     ("group_detr", "Group DETR: Fast DETR Training with Group-Wise One-to-Many Assignment",
      "2207.13085", "training", "object-detection", "Atten4Vis/ConditionalDETR", "Apache-2.0"),
     ("spt", "SPT: Fine-Tuning Transformer-based Language Models Efficiently with Sparsification",
@@ -452,22 +714,19 @@ TABLE: tuple[str | tuple[str, str, str, str, str, str, str], ...] = (
     "crossvit",
     ("dimr", "Alleviating Distortion in Image Generation via Multi-Resolution Diffusion Models",
      "2406.09416", "diffusion", "unconditional-image-generation", "qihao067/DiMR", "Apache-2.0"),
-    ("wide_attention", "Wide Attention Is The Way Forward For Transformers?",
-     "2210.00640", "model+training", "text-classification", "google-research/long-range-arena", "Apache-2.0"),
+    "wide_attention",
     ("netmamba", "NetMamba: Efficient Network Traffic Classification via Pre-training Unidirectional Mamba",
      "2405.11449", "model", "traffic-classification", "wangtz19/NetMamba", "none"),
     ("netfound", "netFound: Foundation Model for Network Security",
      "2310.17025", "model", "traffic-classification", "SNL-UCSB/netFound", "MIT"),
     ("motformer3d", "3DMOTFormer: Graph Transformer for Online 3D Multi-Object Tracking",
      "2308.06635", "model", "object-tracking", "dsx0511/3DMOTFormer", "MIT"),
-    ("deltanet", "Unlocking State-Tracking in Linear RNNs Through Negative Eigenvalues",
-     "2411.12537", "op+model", "text-generation", "fla-org/flash-linear-attention", "MIT"),
+    "deltanet",
     ("ts_lstm", "TS-LSTM and Temporal-Inception: Exploiting Spatiotemporal Dynamics for Activity Recognition",
      "1703.10667", "model", "video-classification", "chihyaoma/Activity-Recognition-with-CNN-and-RNN", "none"),
     ("relation_detr", "Relation DETR: Exploring Explicit Position Relation Prior for Object Detection",
      "2407.11699", "model+training", "object-detection", "xiuqhou/Relation-DETR", "Apache-2.0"),
-    ("lmuformer", "LMUFormer: Low Complexity Yet Powerful Spiking Model With Legendre Memory Units",
-     "2402.04882", "model", "audio-classification", "zeyuliu1037/LMUFormer", "MIT"),
+    "lmuformer",
     ("pre_rmsnorm", "Pre-RMSNorm and Pre-CRMSNorm Transformers: Equivalent and Efficient Pre-LN Transformers",
      "2305.14858", "surgery", "any", "ZixuanJiang/pre-rmsnorm-transformer", "MIT"),
     "efficientformer",
@@ -501,8 +760,7 @@ TABLE: tuple[str | tuple[str, str, str, str, str, str, str], ...] = (
      "2012.14681", "model", "translation", "facebookresearch/fairseq", "MIT"),
     ("deftan2", "DeFTAN-II: Efficient Multichannel Speech Enhancement with Subgroup Processing",
      "2308.15777", "model", "audio-to-audio", "donghoney0416/DeFTAN-II", "none"),
-    ("routing_transformer", "Efficient Content-Based Sparse Attention with Routing Transformers",
-     "2003.05997", "op+model", "text-generation", "google-research/google-research", "Apache-2.0"),
+    "routing_transformer",
     ("transdae", "TransDAE: "
      "Dual Attention Mechanism in a Hierarchical Transformer for Efficient Medical Image Segmentation",
      "2409.02018", "model", "image-segmentation", "mindflow-institue/DAEFormer", "MIT"),
@@ -510,20 +768,17 @@ TABLE: tuple[str | tuple[str, str, str, str, str, str, str], ...] = (
      "Understanding the Robustness of Dynamic Mechanisms in Neural Networks",
      "2308.08709", "model+training", "image-classification", "Sanghyun-Hong/DeepSloth", "MIT"),
     "dualtoken_vit",
-    ("tpgn", "PGN: The RNN's New Successor is Effective for Long-Range Time Series Forecasting",
-     "2409.17703", "op+model", "time-series-forecasting", "Water2sea/TPGN", "none"),
+    "tpgn",
     ("nn_jit_web", "Accelerating In-Browser Deep Learning Inference on Diverse Edge "
      "Clients through Just-in-Time Kernel Optimizations",
      "2309.08978", "system", "export", "", ""),
-    ("informer", "Informer: Beyond Efficient Transformer for Long Sequence Time-Series Forecasting",
-     "2012.07436", "model", "time-series-forecasting", "zhouhaoyi/Informer2020", "Apache-2.0"),
+    "informer",
     ("stateful_conformer", "Stateful Conformer with Cache-based Inference for Streaming Automatic Speech Recognition",
      "2312.17279", "model", "automatic-speech-recognition", "NVIDIA/NeMo", "Apache-2.0"),
     ("pdvn", "Retrosynthetic Planning with Dual Value Networks",
      "", "model+training", "retrosynthesis", "DiXue98/PDVN", "none"),
     "dwformer",
-    ("tcnca", "TCNCA: Temporal Convolution Network with Chunked Attention for Scalable Sequence Processing",
-     "2312.05605", "op+model", "text-generation", "facebookresearch/mega", "MIT"),
+    "tcnca",
     "llm_drop",
     ("swtr_unet", "Joint Liver and Hepatic Lesion Segmentation in MRI using a Hybrid CNN with Transformer Layers",
      "2201.10981", "model", "image-segmentation", "", ""),

@@ -27,6 +27,13 @@ PROCESSOR_MAPPINGS = {
     "AutoTokenizer": ("transformers.models.auto.tokenization_auto", "TOKENIZER_MAPPING"),
     "AutoProcessor": ("transformers.models.auto.processing_auto", "PROCESSOR_MAPPING"),
 }
+# attn_implementation -> package of `hf_ext.ops` whose module `interface` has `attention_forward` and `attention_mask`
+ATTENTION_INTERFACES = {
+    "bytetransformer": "varlen_attention",
+    "prob_sparse": "prob_sparse_attention",
+    "routing": "routed_attention",
+    "ssa": "subsampled_attention",
+}
 
 
 class Lazy:
@@ -77,12 +84,14 @@ def register_all() -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     for method in METHODS.values():
-        if method.ready and (config_class := method.config_class()):
+        for config_name, classes in method.families.items() if method.ready else ():
+            config_class = method.load(config_name)
             if config_class.model_type not in CONFIG_MAPPING:
                 CONFIG_MAPPING.register(config_class.model_type, config_class)
-            for auto_class, name in method.classes.items():
+            for auto_class, name in classes.items():
                 _register_class(auto_class, config_class, partial(method.load, name))
     import_module("hf_ext.surgery").register()
+    when_imported("transformers.modeling_utils", _register_attention)
     when_imported("transformers.pipelines", lambda module: import_module("hf_ext.pipelines").register(module))
     when_imported("diffusers", _register_diffusion_classes)
 
@@ -98,6 +107,16 @@ def _register_class(auto_class: str, config_class: type, load: Callable[[], type
     if auto_class == "AutoImageProcessor":  # this mapping holds a class per image backend
         load = partial(lambda load_class: {"pil": load_class()}, load)
     when_imported(module_name, lambda module: register_lazily(getattr(module, mapping), config_class, load))
+
+
+def _register_attention(modeling_utils: Any) -> None:
+    """Both interfaces: without a mask function an implementation silently gets no mask."""
+    from transformers.masking_utils import AttentionMaskInterface
+
+    for name, op in ATTENTION_INTERFACES.items():
+        interface = import_module(f"hf_ext.ops.{op}.interface")
+        modeling_utils.AttentionInterface.register(name, interface.attention_forward)
+        AttentionMaskInterface.register(name, interface.attention_mask)
 
 
 def _register_diffusion_classes(diffusers: Any) -> None:

@@ -19,7 +19,15 @@ from transformers.pipelines.base import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
-from hf_ext.data.time_series import Standardization, calendar_features, read_time_series
+from hf_ext.data.time_series import (
+    Standardization,
+    calendar_entries,
+    calendar_features,
+    day_features,
+    read_time_series,
+)
+from hf_ext.data.traffic import read_matrix
+from hf_ext.layers.graph import adjacency_from_distances
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +83,8 @@ class TimeSeriesForecastingPipeline(Pipeline):
     - `frequency`: pandas frequency of the stamps, "h" or "MS" for example; by default inferred. With it, steps that are left out
       in the history are taken as missing.
     - `adjacency`: for models of a road network, the weights between sensors, which are the columns: a CSV file's path, a DataFrame
-      (brought into the order of the columns by its names) or a (sensors, sensors) array.
+      (brought into the order of the columns by its names) or a (sensors, sensors) array. `distances` does the same with metres along
+      the road, of which weights are made as in `hf_ext.layers.graph.adjacency_from_distances`.
     - `return_adjacency`: gives `{"forecast": ..., "adjacency": ...}`, the second the graph that the model itself learned or
       extended, as a DataFrame that `adjacency_plot` draws.
 
@@ -148,7 +157,7 @@ class TimeSeriesForecastingPipeline(Pipeline):
         return self(frame, **arguments, stream=stream)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        allowed = ("prediction_length", "time_column", "frequency", "adjacency", "return_adjacency")
+        allowed = ("prediction_length", "time_column", "frequency", "adjacency", "distances", "return_adjacency")
         if unknown := sorted(set(kwargs) - set(allowed) - {"stream"}):
             raise ValueError(f"This pipeline has no argument {', '.join(unknown)}, only {', '.join(allowed)}")
         given = {name: value for name, value in kwargs.items() if value is not None}
@@ -166,6 +175,7 @@ class TimeSeriesForecastingPipeline(Pipeline):
         time_column: str | None = None,
         frequency: str | None = None,
         adjacency: Any = None,
+        distances: Any = None,
         return_adjacency: bool = False,
         stream: _Stream | None = None,
     ) -> dict[str, Any]:
@@ -174,7 +184,8 @@ class TimeSeriesForecastingPipeline(Pipeline):
         if steps < 1 or (steps > self.horizon and "prediction_length" not in self.accepted):
             raise ValueError(f"`prediction_length` must be between 1 and the model's {self.horizon}, got {steps}")
         frame, array_ndim = _read(series, time_column) if stream is None else (series, stream.array_ndim)
-        frame, future = _continue(frame, steps, frequency)
+        frame, ahead = _continue(frame, max(steps, self.horizon), frequency)
+        future = ahead[:steps]
         context = frame.iloc[-config.context_length :]
         if len(context) < config.context_length and not self.univariate:
             raise ValueError(f"The model reads {config.context_length} steps, the series has only {len(frame)}")
@@ -190,11 +201,19 @@ class TimeSeriesForecastingPipeline(Pipeline):
         if self.mask is not None:
             inputs[self.mask] = torch.tensor(observed)[None]
         if number := getattr(config, "num_time_features", 0):
-            for name, index in (("past_time_features", context.index), ("future_time_features", future)):
+            looked_up = getattr(config, "calendar_embedding", "linear") != "linear"
+            features = calendar_entries if looked_up else calendar_features
+            for name, index in (("past_time_features", context.index), ("future_time_features", ahead)):
                 if name in self.accepted:
-                    inputs[name] = torch.from_numpy(calendar_features(index, number))[None]
-        if adjacency is not None:
-            inputs["adjacency"] = self._adjacency(adjacency, frame.columns)
+                    inputs[name] = torch.from_numpy(features(index, number))[None]
+        if "adjacency" in self.accepted:
+            self._add_day(inputs, context.index)
+        if distances is not None:
+            weights = adjacency_from_distances(self._matrix("distances", distances, frame.columns))
+            inputs["adjacency"] = weights[None].to(self.model.dtype)
+        elif adjacency is not None:
+            weights = self._matrix("adjacency", adjacency, frame.columns)
+            inputs["adjacency"] = weights[None].to(self.model.dtype)
         if "freq" in self.accepted:
             inputs["freq"] = torch.tensor([[_timesfm_frequency(future)] * len(frame.columns)])
         arguments = {
@@ -202,6 +221,7 @@ class TimeSeriesForecastingPipeline(Pipeline):
             "frequency": frequency or getattr(future, "freq", None),
             "prediction_length": prediction_length,
             "adjacency": adjacency,
+            "distances": distances,
             "return_adjacency": return_adjacency,
         }
         self.stream = _Stream(context, array_ndim, standardization, arguments)
@@ -215,26 +235,46 @@ class TimeSeriesForecastingPipeline(Pipeline):
             )
         logger.warning(f"{missing} of the last {total} values are missing; the model is told so")
 
-    def _adjacency(self, adjacency: Any, columns: pd.Index) -> torch.Tensor:
+    def _add_day(self, inputs: dict[str, Any], index: pd.Index) -> None:
+        """Models of a graph that read three values per sensor get the time of day and the day of the week besides (LargeST)."""
+        import pandas as pd
+
+        channels = self.model.config.num_input_channels
+        if channels == 1:
+            return
+        if channels != 3 or not isinstance(index, pd.DatetimeIndex):
+            raise ValueError(
+                f"The model reads {channels} values per sensor; from a table with time stamps come 3 (value, time of day, day of week), "
+                "without stamps 1"
+            )
+        day = torch.from_numpy(day_features(index)).to(inputs["past_values"].dtype)
+        values = inputs["past_values"][..., None]
+        inputs["past_values"] = torch.cat((values, day[None, :, None].expand(*values.shape[:3], -1)), -1)
+        if self.mask is not None:
+            inputs[self.mask] = torch.nn.functional.pad(inputs[self.mask][..., None], (0, channels - 1), value=True)
+
+    def _matrix(self, name: str, given: Any, columns: pd.Index) -> torch.Tensor:
+        """(columns, columns) float64, 0 or above, in the order of the columns"""
         import pandas as pd
 
         if "adjacency" not in self.accepted:
-            raise ValueError(f"{type(self.model).__name__} takes no `adjacency`: it is no model of a graph")
-        if isinstance(adjacency, (str, Path)):
-            adjacency = pd.read_csv(adjacency, header=None)
-        elif isinstance(adjacency, pd.DataFrame) and set(adjacency.index) == set(columns) == set(adjacency.columns):
-            adjacency = adjacency.loc[columns, columns]
-        weights = torch.as_tensor(np.asarray(adjacency, dtype=np.float64)).to(self.model.dtype)
-        if weights.shape != (len(columns), len(columns)) or not weights.isfinite().all() or (weights < 0).any():
+            raise ValueError(f"{type(self.model).__name__} takes no `{name}`: it is no model of a graph")
+        if isinstance(given, (str, Path)):
+            given = read_matrix(given)
+        elif isinstance(given, pd.DataFrame) and set(given.index) == set(columns) == set(given.columns):
+            given = given.loc[columns, columns]
+        matrix = torch.as_tensor(np.array(given, dtype=np.float64))
+        if matrix.shape != (len(columns), len(columns)) or not matrix.isfinite().all() or (matrix < 0).any():
             raise ValueError(
-                f"`adjacency` must hold finite weights, 0 or above, between the {len(columns)} columns, got {tuple(weights.shape)}"
+                f"`{name}` must hold finite numbers, 0 or above, between the {len(columns)} columns, got {tuple(matrix.shape)}"
             )
-        return weights
+        return matrix
 
     def _standardization(self, values: np.ndarray) -> Standardization:
         means, stds = (getattr(self.model.config, f"channel_{name}", None) for name in ("means", "stds"))
-        if means is not None and len(means) == values.shape[1]:
-            return Standardization(np.array(means), np.array(stds))
+        for_all = means is not None and len(means) == 1 and "adjacency" in self.accepted  # sensors share one
+        if means is not None and (for_all or len(means) == values.shape[1]):
+            return Standardization(*(np.broadcast_to(np.array(x), values.shape[1:]) for x in (means, stds)))
         if means is not None:
             logger.warning(
                 f"The configuration knows mean and standard deviation of {len(means)} columns, the series has "
@@ -246,6 +286,9 @@ class TimeSeriesForecastingPipeline(Pipeline):
         request = model_inputs.pop("request")
         if self.univariate:
             return {"forecast": self._forward_each(**model_inputs), "request": request}
+        graph = model_inputs.get("adjacency")
+        if graph is not None and (graph == graph[:1]).all():
+            model_inputs["adjacency"] = graph[0]  # one graph for the whole batch
         outputs = self.model(**model_inputs, **parameters)
         if "prediction_outputs" not in outputs:
             raise ValueError(
@@ -272,11 +315,11 @@ class TimeSeriesForecastingPipeline(Pipeline):
 
         request = model_outputs["request"]
         steps = len(request.future)
-        forecast = request.standardization.undo(
-            model_outputs["forecast"][0, :steps].double().numpy().reshape(steps, -1)
-        )
+        forecast = model_outputs["forecast"][0, :steps].double().numpy().reshape(steps, -1)
+        known, given = forecast.shape[1], request.standardization  # a model may forecast the last columns alone
+        forecast = Standardization(given.mean[-known:], given.std[-known:]).undo(forecast)
         if request.array_ndim is None:
-            forecast = pd.DataFrame(forecast, index=request.future, columns=request.columns)
+            forecast = pd.DataFrame(forecast, index=request.future, columns=request.columns[-known:])
         elif request.array_ndim == 1:
             forecast = forecast[:, 0]
         if not return_adjacency:

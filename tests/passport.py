@@ -364,12 +364,17 @@ TRANSFORMERS_ONLY = {"auto_class", "attention_implementations"}
 def subjects(slug: str) -> Iterator[Subject]:
     """One subject per model class of the method."""
     from hf_ext.catalog import METHODS
-    from tests.tiny import TINY
+    from tests.tiny import OTHERS, TINY
 
     method = METHODS[slug]
-    for model_class in method.model_classes():
-        config, inputs = TINY[slug]()
+    families = [
+        ("", method.classes, TINY[slug]),
+        *((name, *pair, OTHERS[name]) for name, *pair in method.others.items()),
+    ]
+    for other, classes, make in families:
         # not AutoBackbone, whose `from_pretrained` asks the Hub and takes no folders
-        names = {auto: name for auto, name in method.classes.items() if auto != "AutoBackbone"}
-        auto_classes = tuple(auto for auto, name in names.items() if name == model_class.__name__)
-        yield Subject(model_class, config, inputs, auto_classes)
+        names = {auto: name for auto, name in classes.items() if auto != "AutoBackbone"}
+        for model_class in method.model_classes(other):
+            config, inputs = make()
+            auto_classes = tuple(auto for auto, name in names.items() if name == model_class.__name__)
+            yield Subject(model_class, config, inputs, auto_classes)

@@ -88,6 +88,34 @@ def itransformer():
     }
 
 
+def informer():
+    """Half of the encoder's queries attend. All of the decoder's do: there, who attends at low precision is a matter of rounding, and
+    the others get sums."""
+    from hf_ext.models.informer import InformerGenerativeConfig
+
+    config = InformerGenerativeConfig(
+        context_length=24,
+        label_length=4,
+        prediction_length=4,
+        num_input_channels=3,
+        num_time_features=4,
+        hidden_size=32,
+        intermediate_size=48,
+        num_attention_heads=4,
+        encoder_depths=[2, 1],
+        sampling_factor=3,
+    )
+    observed = torch.ones(2, 24, 3, dtype=torch.bool)
+    observed[:, 4:7, 1] = False
+    return config, {
+        "past_values": series(2, 24, 3),
+        "past_time_features": series(2, 24, 4, seed=1) / 4,
+        "future_time_features": series(2, 4, 4, seed=2) / 4,
+        "past_observed_mask": observed,
+        "future_values": series(2, 4, 3, seed=3),
+    }
+
+
 def pixart_delta():
     config = {
         "num_attention_heads": 2,
@@ -129,6 +157,35 @@ def gla() -> tuple[Any, dict[str, Any]]:
         use_cache=False,
     )
     ids = tokens(61, length=70)
+    return config, {"input_ids": ids, "labels": ids.clone()}
+
+
+def deltanet():
+    from hf_ext.models.deltanet import DeltaNetConfig
+
+    config = DeltaNetConfig(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_heads=2,
+        use_gate=True,
+        allow_neg_eigval=True,
+        initializer_range=0.2,  # keys are brought to length 1: near 0 that would blow rounding up
+        pad_token_id=0,
+        use_cache=False,
+    )
+    ids = tokens(61, length=70)
+    return config, {"input_ids": ids, "labels": ids.clone()}
+
+
+def signed_mamba():
+    from hf_ext.models.deltanet import SignedMambaConfig
+
+    config = SignedMambaConfig(
+        vocab_size=61, hidden_size=32, state_size=4, num_hidden_layers=2, tie_word_embeddings=False, use_cache=False
+    )
+    ids = tokens(61, length=9)
     return config, {"input_ids": ids, "labels": ids.clone()}
 
 
@@ -296,9 +353,288 @@ def cbnet():
     return config, {"pixel_values": images(40), "labels": torch.tensor([0, 1])}
 
 
+def gpht():
+    from hf_ext.models.gpht import GPHTConfig
+
+    config = GPHTConfig(
+        context_length=24,
+        token_length=8,
+        pooling_rates=[4, 1],
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
+    observed = torch.ones(2, 24, 3, dtype=torch.bool)
+    observed[:, 4:7, 1] = False
+    return config, {
+        "past_values": series(2, 24, 3),
+        "past_observed_mask": observed,
+        "future_values": series(2, 8, 3, seed=2),
+    }
+
+
+def sttn():
+    from hf_ext.models.sttn import STTNConfig
+
+    config = STTNConfig(
+        form="gated",
+        num_nodes=5,
+        context_length=6,
+        prediction_length=4,
+        num_input_channels=2,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        mlp_ratio=2,
+        steps_per_day=9,
+        dropout=0.0,
+    )
+    return config, {
+        "past_values": torch.randn(2, 6, 5, 2, generator=seeded()),
+        "adjacency": torch.rand(2, 5, 5, generator=seeded(1)),
+        "future_values": torch.randn(2, 4, 5, 1, generator=seeded(2)),
+    }
+
+
+def virtual_nodes():
+    from hf_ext.models.virtual_nodes import VirtualNodesConfig
+
+    config = VirtualNodesConfig(
+        num_nodes=6,
+        num_virtual_nodes=3,
+        embedding_dim=4,
+        num_input_channels=2,
+        prediction_length=5,
+        blocks=[[16, 8, 16], [16, 8, 24], [32, 24]],
+        dropout=0.0,
+    )
+    return config, {
+        "past_values": torch.randn(2, 12, 6, 2, generator=seeded()),
+        "adjacency": torch.rand(2, 6, 6, generator=seeded(1)),
+        "future_values": torch.randn(2, 5, 6, 1, generator=seeded(2)),
+    }
+
+
+def slab():
+    from hf_ext.models.slab import SlabConfig
+
+    # RepBN does not keep activations small: with more layers a step of the passport's large LoRA weights would lead to infinity.
+    config = SlabConfig(
+        image_size=32,
+        hidden_sizes=[16],
+        depths=[2],
+        linear_depths=[1],
+        num_attention_heads=[2],
+        mlp_ratios=2,
+        window_sizes=3,
+        linear_window_sizes=6,
+        norm_decay_steps=10_000_000,  # two passes in training are then alike
+        drop_path_rate=0.0,
+        num_labels=4,
+        out_features=["stage1"],
+    )
+    return config, {"pixel_values": 0.1 * images(32), "labels": torch.tensor([1, 3])}
+
+
+def slab_llama():
+    from hf_ext.models.slab import SlabLlamaConfig
+
+    config = SlabLlamaConfig(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        pad_token_id=0,
+    )
+    ids = tokens(40, length=9)
+    return config, {"input_ids": ids, "labels": ids.clone(), "use_cache": False}
+
+
+def flashrnn():
+    """The labels serve as next tokens and, one for each of twelve classes, as answers of a classifier."""
+    from hf_ext.models.flashrnn import FlashRNNConfig
+
+    config = FlashRNNConfig(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_heads=2,
+        function="slstm",
+        pad_token_id=0,
+        num_labels=12,
+        problem_type="multi_label_classification",
+        use_cache=False,
+    )
+    ids = tokens(61)
+    return config, {"input_ids": ids, "labels": ids % 2}
+
+
+def tpgn():
+    from hf_ext.models.tpgn import TPGNConfig
+
+    config = TPGNConfig(
+        context_length=12,
+        prediction_length=7,
+        period=4,
+        num_input_channels=3,
+        num_time_features=2,
+        hidden_size=5,
+        scaling="std",
+    )
+    observed = torch.ones(2, 12, 3, dtype=torch.bool)
+    observed[:, 4:7, 1] = False
+    return config, {
+        "past_values": series(2, 12, 3),
+        "past_observed_mask": observed,
+        "past_time_features": series(2, 12, 2, seed=1) / 4,
+        "future_values": series(2, 7, 3, seed=2),
+    }
+
+
+def dualformer():
+    """Of different widths, with a padded prompt."""
+    from hf_ext.models.dualformer import DualformerConfig
+
+    sizes = {"intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = DualformerConfig(
+        encoder=sizes | {"hidden_size": 32},
+        decoder=sizes | {"hidden_size": 48},
+        vocab_size=61,
+        use_cache=False,
+    )
+    mask = torch.ones(2, 12, dtype=torch.long)
+    mask[1, 9:] = 0
+    ids, labels = tokens(61), tokens(61, length=15)
+    answer = torch.cat((torch.zeros(2, 1, dtype=torch.long), labels[:, :-1]), 1)
+    labels[1, 11:] = -100
+    return config, {"input_ids": ids * mask, "attention_mask": mask, "decoder_input_ids": answer, "labels": labels}
+
+
+def wide_attention():
+    from hf_ext.models.wide_attention import WideAttentionConfig
+
+    config = WideAttentionConfig(
+        vocab_size=61,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        head_dim=12,
+        intermediate_size=48,
+        max_position_embeddings=16,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        num_labels=3,
+    )
+    ids = tokens(61)
+    ids[1, 9:] = 0
+    return config, {"input_ids": ids, "pair_input_ids": tokens(61, length=7), "labels": torch.tensor([2, 0])}
+
+
+def routing_transformer():
+    """Centroids as parameters: those that move with the tokens make every pass in training another one."""
+    from hf_ext.models.routing_transformer import RoutingTransformerConfig
+
+    config = RoutingTransformerConfig(
+        vocab_size=61,
+        hidden_size=32,
+        embedding_size=24,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_local_heads=2,
+        num_routing_heads=2,
+        first_routing_layer=1,
+        num_clusters=3,
+        cluster_window=8,
+        block_size=4,
+        look_back=4,
+        max_relative_position=3,
+        ema=False,
+        hidden_dropout=0.0,
+        use_cache=False,
+    )
+    ids = tokens(61, length=22)
+    return config, {"input_ids": ids, "labels": ids.clone()}
+
+
+def aaren():
+    from hf_ext.models.aaren import AarenConfig
+
+    config = AarenConfig(
+        num_input_channels=3,
+        context_length=10,
+        prediction_length=4,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        dropout=0.0,
+        num_labels=4,
+    )
+    return config, {
+        "past_values": series(2, 10, 3),
+        "future_values": series(2, 4, 3, seed=1),
+        "labels": torch.tensor([1, 3]),
+    }
+
+
+def tcnca():
+    """Two chunks and a piece; the labels serve as next tokens and, one for each of twelve classes, as answers of a classifier."""
+    from hf_ext.models.tcnca import TCNCAConfig
+
+    config = TCNCAConfig(
+        vocab_size=61,
+        hidden_size=32,
+        z_dim=16,
+        v_dim=48,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        chunk_size=5,
+        kernel_size=3,
+        dilation_factor=2,
+        depth=3,
+        pad_token_id=0,
+        dropout=0.0,
+        num_labels=12,
+        problem_type="multi_label_classification",
+        use_cache=False,
+    )
+    ids = tokens(61)
+    return config, {"input_ids": ids, "labels": ids % 2}
+
+
+def lmuformer():
+    from hf_ext.models.lmuformer import LMUFormerConfig
+
+    config = LMUFormerConfig(
+        num_mel_bins=12,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        theta=20,
+        max_length=20,
+        num_labels=4,
+    )
+    return config, {"input_features": series(2, 20, 12), "labels": torch.tensor([1, 3])}
+
+
 TINY: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
     "gla": gla,
+    "deltanet": deltanet,
+    "flashrnn": flashrnn,
+    "aaren": aaren,
+    "lmuformer": lmuformer,
+    "tcnca": tcnca,
     "itransformer": itransformer,
+    "informer": informer,
+    "gpht": gpht,
+    "tpgn": tpgn,
+    "sttn": sttn,
+    "virtual_nodes": virtual_nodes,
     "llm_drop": llm_drop,
     "hat": hat,
     "crossvit": crossvit,
@@ -313,4 +649,14 @@ TINY: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
     "dlgsanet": dlgsanet,
     "dwformer": dwformer,
     "cbnet": cbnet,
+    "routing_transformer": routing_transformer,
+    "slab": slab,
+    "wide_attention": wide_attention,
+    "dualformer": dualformer,
+}
+
+# The same for `Method.others`, by configuration class
+OTHERS: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
+    "SlabLlamaConfig": slab_llama,
+    "SignedMambaConfig": signed_mamba,
 }

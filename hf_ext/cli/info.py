@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Annotated, Any
 
@@ -47,14 +48,17 @@ def about(method: Method) -> dict[str, Any]:
 
 
 def preset_parameters(method: Method) -> Iterator[tuple[str, int]]:
-    """(preset, number of parameters) of the class that does the method's task, counted without allocating any."""
+    """(preset, number of parameters), counted without allocating any, of the class that does the method's task, or of the base model
+    where a preset leaves the task open."""
     import torch
 
     config_class = method.config_class()
-    classes = method.model_classes()
+    base, *heads = method.model_classes() or [None]
     for name in getattr(config_class, "PRESETS", {}):
-        with torch.device("meta"):
-            model = classes[min(1, len(classes) - 1)](config_class.from_preset(name))
+        model = None
+        for model_class in (*heads[:1], base):
+            with torch.device("meta"), suppress(ValueError):
+                model = model or model_class(config_class.from_preset(name))
         yield name, sum(parameter.numel() for parameter in model.parameters())
 
 

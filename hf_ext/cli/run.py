@@ -42,6 +42,9 @@ def command(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write instead of printing.")] = None,
     task: Annotated[str | None, typer.Option(help="The pipeline task, where the model does not say.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="name=value for the pipeline's call; repeatable.")] = None,
+    explain: Annotated[
+        Path | None, typer.Option(help="Image file to write: where on the picture a classifier looks.")
+    ] = None,
 ) -> None:
     """Run a model on an input, and print or save the result."""
     options = parse_options(option or [])
@@ -51,9 +54,12 @@ def command(
         raise ValueError(
             f"`hf-ext run` does not serve the task '{name}', only {', '.join(TASKS)}; name one with --task"
         )
+    if explain and name != "image-classification":
+        raise ValueError(f"--explain shows where an image classifier looks; the task here is '{name}'")
     with tempfile.TemporaryDirectory() as scratch:
         content = TASKS[name].read(fetch(given, Path(scratch)) if is_url(given) else given)
-        result = load_pipeline(name, folder)(content, **options)
+        pipeline = load_pipeline(name, folder)
+        result = pipeline(content, **options)
     if output is None and TASKS[name].suffix:
         output = Path(f"{METHODS[source].slug if source in METHODS else folder.name}{TASKS[name].suffix}")
     if output is None:
@@ -61,6 +67,11 @@ def command(
     else:
         save(result, output, TASKS[name].save)
         print(f"written to {output}")
+    if explain:
+        from .explain import explain as explained
+
+        save(explained(pipeline.model, pipeline.image_processor, content), explain, save_image)
+        print(f"where it looks: {explain}")
 
 
 def find_model(source: str) -> Path:
@@ -227,9 +238,16 @@ def save(result: Any, path: Path, write: Callable[[Any, Path], None]) -> None:
         os.replace(temporary, path)
 
 
+def show_plan(result: dict[str, Any]) -> str:
+    verdict = "solved" if result["correct"] else "not solved"
+    steps = f"{len(result['plan'])} places" if result["plan"] else "no plan"
+    return f"{result['drawing']}\n{verdict}: {steps}, after {len(result['reasoning'])} words of trace"
+
+
 TASKS = {
     "image-classification": Task(read_image, save_json, show_classes),
     "image-to-image": Task(read_image, save_image, suffix=".png"),
+    "path-planning": Task(read_text, save_json, show_plan),
     "text-generation": Task(read_text, lambda result, path: path.write_text(generated(result), "utf-8"), generated),
     "text-to-image": Task(read_text, save_image, suffix=".png"),
     "time-series-forecasting": Task(read_file, save_table, lambda frame: frame.to_csv().rstrip()),

@@ -34,14 +34,7 @@ class FusionMixin:
         """
         if self.is_fused:
             return self
-        if self.training:
-            raise ValueError("A model is fused for inference: call `model.eval()` before `model.fuse()`")
-        if any(hasattr(module, "base_layer") for module in self.modules()):
-            raise ValueError("The model carries adapters: `merge_and_unload()` them before `model.fuse()`")
-        if getattr(self, "is_quantized", False):
-            raise ValueError("Quantized weights cannot be folded: fuse and save the model, then load it quantized")
-        if any(parameter.is_meta for parameter in self.parameters()):
-            raise ValueError("Some weights are offloaded: load the model whole, without `device_map`, to fuse it")
+        check_can_fuse(self)
         return self._fold()
 
     def post_init(self) -> None:
@@ -55,6 +48,18 @@ class FusionMixin:
             fold_children(self)
             self.is_fused = self.config.fused = True
         return self
+
+
+def check_can_fuse(model: nn.Module) -> None:
+    """A ValueError where the weights of a Transformers model cannot be folded as they are now."""
+    if model.training:
+        raise ValueError("A model is fused for inference: call `model.eval()` before `model.fuse()`")
+    if any(hasattr(module, "base_layer") for module in model.modules()):
+        raise ValueError("The model carries adapters: `merge_and_unload()` them before `model.fuse()`")
+    if getattr(model, "is_quantized", False):
+        raise ValueError("Quantized weights cannot be folded: fuse and save the model, then load it quantized")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("Some weights are offloaded: load the model whole, without `device_map`, to fuse it")
 
 
 def fold_children(module: nn.Module) -> None:
@@ -78,9 +83,9 @@ def fuse_conv_batchnorm(conv: Layer, norm: BatchNorm) -> Layer:
     )
 
 
-def batchnorm_affine(norm: BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
-    """(scale, shift), each (C,): in eval mode `norm(x)` is `x * scale + shift`."""
-    scale = (norm.running_var + norm.eps).rsqrt()
+def batchnorm_affine(norm: BatchNorm, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """(scale, shift), each (C,): in eval mode `norm(x)` is `x * scale + shift`. Computed in `dtype`, the norm's own by default."""
+    scale = (norm.running_var.to(dtype) + norm.eps).rsqrt()
     scale = scale if norm.weight is None else scale * norm.weight
     shift = -norm.running_mean * scale
     return scale, shift if norm.bias is None else shift + norm.bias
@@ -91,16 +96,15 @@ def fuse_affine_before(scale: torch.Tensor, shift: torch.Tensor, layer: Layer) -
 
     Args:
         scale, shift: (C,), one for each channel that enters.
-        layer: linear, or a 1x1 convolution without padding: the border of a larger one sees zeros, which are not shifted.
+        layer: linear, or a convolution without padding: the border of a padded one sees zeros, which are not shifted.
     """
-    if isinstance(layer, nn.Conv2d) and (set(layer.kernel_size) != {1} or set(layer.padding) != {0}):
-        raise ValueError(
-            f"What precedes a convolution can be folded into 1x1 kernels without padding only, not {layer}"
-        )
+    if isinstance(layer, nn.Conv2d) and set(layer.padding) != {0}:
+        raise ValueError(f"What precedes a convolution can be folded into it only without padding, not {layer}")
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    weight = layer.weight.flatten(1).unflatten(0, (groups, -1))  # (groups, out / groups, in / groups)
-    bias = (weight * shift.view(groups, 1, -1)).sum(-1).flatten()
-    weight = (weight * scale.view(groups, 1, -1)).view_as(layer.weight)
+    # (groups, out / groups, in / groups, pixels of the kernel)
+    weight = layer.weight.unflatten(0, (groups, -1)).unsqueeze(-1).flatten(3)
+    bias = (weight * shift.view(groups, 1, -1, 1)).sum((-2, -1)).flatten()
+    weight = (weight * scale.view(groups, 1, -1, 1)).view_as(layer.weight)
     return _replaced(layer, weight, bias if layer.bias is None else bias + layer.bias)
 
 
@@ -113,6 +117,12 @@ def fuse_scale_after(layer: Layer, scale: torch.Tensor) -> Layer:
     """One layer equal to `layer(x) * scale`, with a factor for each channel that leaves."""
     weight = (layer.weight.flatten(1) * scale[:, None]).view_as(layer.weight)
     return _replaced(layer, weight, None if layer.bias is None else layer.bias * scale)
+
+
+def fuse_affine_after(layer: Layer, scale: torch.Tensor, shift: torch.Tensor) -> Layer:
+    """One layer, with bias, equal to `layer(x) * scale + shift`, with a pair for each channel that leaves."""
+    scaled = fuse_scale_after(layer, scale)
+    return _replaced(scaled, scaled.weight, shift if scaled.bias is None else scaled.bias + shift)
 
 
 def fuse_parallel_convs(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
@@ -167,9 +177,9 @@ def identity_conv(channels: int, like: torch.Tensor) -> nn.Conv2d:
 
 
 def _replaced(layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None) -> Layer:
-    """A copy of `layer` with these parameters."""
+    """A copy of `layer` with these parameters, in its dtype."""
     copy = deepcopy(layer)
-    trainable = layer.weight.requires_grad
-    copy.weight = nn.Parameter(weight.detach(), trainable)
-    copy.bias = None if bias is None else nn.Parameter(bias.detach(), trainable)
+    trainable, dtype = layer.weight.requires_grad, layer.weight.dtype
+    copy.weight = nn.Parameter(weight.detach().to(dtype), trainable)
+    copy.bias = None if bias is None else nn.Parameter(bias.detach().to(dtype), trainable)
     return copy

@@ -6,8 +6,8 @@ from torch import nn
 from transformers import initialization as init
 
 
-def init_conv_as_torch(conv: nn.Conv2d) -> None:
-    """What `nn.Conv2d` gives itself: uniform, within one over the square root of the inputs per output."""
+def init_conv_as_torch(conv: nn.Conv2d | nn.Linear) -> None:
+    """What `nn.Conv2d` and `nn.Linear` give themselves: uniform, within one over the square root of the inputs per output."""
     bound = conv.weight[0].numel() ** -0.5
     init.uniform_(conv.weight, -bound, bound)
     if conv.bias is not None:

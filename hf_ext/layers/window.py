@@ -11,18 +11,17 @@ def as_image(layer: nn.Module, feature_map: torch.Tensor) -> torch.Tensor:
     return layer(feature_map.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-def window_partition(feature_map: torch.Tensor, size: int) -> torch.Tensor:
-    """(B, H, W, C) -> (B, H / size, W / size, size * size, C); H and W are multiples of `size`."""
-    batch, height, width, channels = feature_map.shape
-    windows = feature_map.view(batch, height // size, size, width // size, size, channels)
+def window_partition(feature_map: torch.Tensor, size: int | tuple[int, int]) -> torch.Tensor:
+    """(B, H, W, C) -> (B, H / h, W / w, h * w, C) for windows of `size` (h, w), or of that edge; they divide the map."""
+    height, width = (size, size) if isinstance(size, int) else size
+    windows = feature_map.unflatten(2, (-1, width)).unflatten(1, (-1, height))
     return windows.transpose(2, 3).flatten(3, 4)
 
 
-def window_reverse(windows: torch.Tensor, size: int) -> torch.Tensor:
-    """Undoes `window_partition`: (B, rows, columns, size * size, C) -> (B, rows * size, columns * size, C)."""
-    batch, rows, columns, _, channels = windows.shape
-    windows = windows.view(batch, rows, columns, size, size, channels)
-    return windows.transpose(2, 3).reshape(batch, rows * size, columns * size, channels)
+def window_reverse(windows: torch.Tensor, size: int | tuple[int, int]) -> torch.Tensor:
+    """Undoes `window_partition`: (B, rows, columns, h * w, C) -> (B, rows * h, columns * w, C)."""
+    windows = windows.unflatten(3, (size, size) if isinstance(size, int) else tuple(size))
+    return windows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def overlapping_windows(feature_map: torch.Tensor, size: int, overlap_size: int) -> torch.Tensor:

@@ -48,6 +48,19 @@ def find(path: str, advice: str) -> Path:
     raise MissingData(f"There is no '{path}'. {advice} and say where it is with --data PATH")
 
 
+def windows(
+    config: Any, frame: pd.DataFrame, borders: tuple[int, int, int]
+) -> tuple[ts.ForecastWindows, ts.ForecastWindows, ts.ForecastWindows]:
+    """Training, validation and test windows of `config`'s lengths, standardised with what `config` then keeps, with its calendar."""
+    values = frame.to_numpy()
+    standardization = ts.Standardization.fit(values[: borders[0]])
+    config.channel_means, config.channel_stds = standardization.mean.tolist(), standardization.std.tolist()
+    features = ts.calendar_features(frame.index, config.num_time_features) if config.num_time_features else None
+    return ts.split_windows(
+        standardization.apply(values), borders, config.context_length, config.prediction_length, features
+    )
+
+
 def halving(epoch: int) -> float:
     """`lradj type1`: 1, 1, 1/2, 1/4 ..."""
     return 0.5 ** max(epoch - 1, 0)
@@ -61,12 +74,13 @@ def train(
     rate: Callable[[int], float] = halving,
     patience: int = 3,
     callbacks: tuple[TrainerCallback, ...] = (),
+    optimizer: torch.optim.Optimizer | None = None,
     **arguments: Any,
 ) -> PreTrainedModel:
     """Trains in place, to the weights of the best epoch. Continues from `folder` if it was interrupted.
 
-    `rate` maps the epoch (from 0) to a factor on the learning rate; `arguments` are `TrainingArguments`, the protocol's are the
-    defaults. Items of the data sets are forward arguments, `future_values` among them.
+    `rate` maps the epoch (from 0) to a factor on the learning rate; `optimizer` takes Adam's place; `arguments` are
+    `TrainingArguments`, the protocol's are the defaults. Items of the data sets are forward arguments, `future_values` among them.
     """
     defaults = {
         "output_dir": str(folder),
@@ -89,7 +103,7 @@ def train(
         "report_to": "none",
     }
     settings = TrainingArguments(**(defaults | arguments))
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     steps = max(len(training) // settings.per_device_train_batch_size, 1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step // steps))
     trainer = Trainer(

@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import ByT5Tokenizer, TrainerCallback
+from transformers import TrainerCallback
 
-from hf_ext.data.text import byte_perplexity, sklearn_descriptions, windows
+from hf_ext.data.text import byte_perplexity, byte_text
 from hf_ext.files import replaced_files
 from hf_ext.models.gla import GLAConfig, GLAForCausalLM
 from hf_ext.ops.gla import gated_linear_attention, reference
@@ -131,19 +131,12 @@ def exactness(run: Run) -> list[Row]:
 
 
 def demo(run: Run) -> list[Row]:
-    """Trains the byte-level model of the card on the text that ships with scikit-learn, and saves it there.
-
-    The last tenth of the training text picks the checkpoint; the held-out text is looked at once, at the end.
-    """
+    """Trains the byte-level model of the card on the text that ships with scikit-learn, and saves it there."""
     from .training import TensorDataset, train
 
     torch.manual_seed(0)
-    tokenizer = ByT5Tokenizer(extra_ids=0)
-    text, held_out = sklearn_descriptions()
-    border = int(0.9 * len(text))
-    ids = torch.tensor(tokenizer(text[:border], add_special_tokens=False)["input_ids"])
-    overlapping = ids.unfold(0, CONTEXT, 16)  # every byte is seen at many positions
-    validation, test = (windows(part, CONTEXT, tokenizer) for part in (text[border:], held_out))
+    text = byte_text(CONTEXT)
+    tokenizer = text.tokenizer
     config = GLAConfig(
         vocab_size=len(tokenizer),
         hidden_size=96,
@@ -160,8 +153,8 @@ def demo(run: Run) -> list[Row]:
     model = train(
         run,
         GLAForCausalLM(config),
-        TensorDataset(input_ids=overlapping, labels=overlapping),
-        TensorDataset(input_ids=validation, labels=validation),
+        TensorDataset(input_ids=text.train, labels=text.train),
+        TensorDataset(input_ids=text.validation, labels=text.validation),
         max_steps=int(run.options["steps"]),
         save_steps=40,
         per_device_train_batch_size=8,
@@ -177,10 +170,10 @@ def demo(run: Run) -> list[Row]:
     return [
         Row(
             "held-out perplexity per byte",
-            byte_perplexity(model, test),
+            byte_perplexity(model, text.test),
             dataset="scikit-learn descriptions",
             metric_type="perplexity",
-            note=f"{model.num_parameters():,} parameters, {len(ids):,} bytes of training text",
+            note=f"{model.num_parameters():,} parameters, {text.size:,} bytes of training text",
         )
     ]
 

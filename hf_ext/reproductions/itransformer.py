@@ -80,13 +80,7 @@ def train(
     config: ITransformerConfig, frame: pd.DataFrame, borders: tuple[int, int, int], folder: Path, **arguments: Any
 ) -> tuple[ITransformerForPrediction, ts.ForecastWindows]:
     """The model with its best epoch's weights, and the test windows. `arguments` are those of `forecasting.train`."""
-    values = frame.to_numpy()
-    standardization = ts.Standardization.fit(values[: borders[0]])
-    config.channel_means, config.channel_stds = standardization.mean.tolist(), standardization.std.tolist()
-    features = ts.calendar_features(frame.index, config.num_time_features) if config.num_time_features else None
-    training, validation, test = ts.split_windows(
-        standardization.apply(values), borders, config.context_length, config.prediction_length, features
-    )
+    training, validation, test = forecasting.windows(config, frame, borders)
     model = ITransformerForPrediction(config)
     return forecasting.train(model, training, validation, folder, seed=SEED, **arguments), test
 

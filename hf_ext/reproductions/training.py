@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from . import Run
@@ -27,17 +27,40 @@ class TensorDataset(Dataset):
         return {name: column[index] for name, column in self.columns.items()}
 
 
+class ResumingTrainer(Trainer):
+    """Reads checkpoints back as `from_pretrained` does.
+
+    `save_pretrained` gives some models' weights their old names (ViT's, for one), which `Trainer` does not translate: it warns of
+    missing keys and goes on with what the model had.
+    """
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        model = self.model if model is None else model
+        if isinstance(model, PreTrainedModel):
+            model.load_state_dict(type(model).from_pretrained(resume_from_checkpoint).state_dict())
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if isinstance(self.model, PreTrainedModel):
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+
 def train(
     run: Run,
     model: nn.Module,
     dataset: Dataset,
     validation: Dataset | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    collator: Callable[[list[Any]], dict[str, torch.Tensor]] | None = None,
     **arguments: Any,
 ) -> nn.Module:
     """Trains in place; picks an interrupted training up at its last checkpoint in `run.folder`.
 
     With `validation`, the weights of the lowest validation loss, looked at each `save_steps`, are what remains.
+    `collator` makes batches of what the dataset gives, Trainer's own where it is None.
     `arguments` are `TrainingArguments`; seeds, logging and checkpoints have defaults.
     """
     defaults = {
@@ -53,11 +76,12 @@ def train(
     if validation is not None:
         steps = arguments.get("save_steps", defaults["save_steps"])
         defaults |= {"eval_strategy": "steps", "eval_steps": steps, "load_best_model_at_end": True}
-    trainer = Trainer(
+    trainer = ResumingTrainer(
         model=model,
         args=TrainingArguments(**(defaults | arguments)),
         train_dataset=dataset,
         eval_dataset=validation,
+        data_collator=collator,
         callbacks=list(callbacks),
     )
     last = get_last_checkpoint(str(run.folder)) if run.folder.is_dir() else None

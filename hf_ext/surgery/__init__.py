@@ -5,7 +5,8 @@
     AutoModelForCausalLM.from_pretrained(folder)                # the changed model, alone or in 8-bit, sharded, with adapters
 
 A recipe changes modules. `Surgical<Base>` is the base class with a list of recipes: its `__init__` builds the base and lets each recipe
-rebuild it, in order, so recipes compose. One factory makes the classes for every family of `FAMILIES`, when they are first asked for.
+rebuild it, in order, so recipes compose. One factory makes the classes for every model type of Transformers, when they are first asked
+for; what a recipe needs to know of a model's layers is in `FAMILIES`, or in a table of its own.
 """
 
 from __future__ import annotations
@@ -18,10 +19,8 @@ from typing import Any, ClassVar
 
 from hf_ext.registry import register_lazily, when_imported
 
-from .families import FAMILIES
-
 PREFIX = "Surgical"
-RECIPES = {"llm_drop": "LlmDrop"}  # module of this package -> recipe class
+RECIPES = {"llm_drop": "LlmDrop", "repbn": "RepBN"}  # module of this package -> recipe class
 
 
 @dataclass
@@ -52,17 +51,33 @@ class SurgicalMixin:
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)
+        adopt(self)
         for entry in config.surgery:
             recipe_from(entry).rebuild(self)
+
+
+def adopt(model: Any) -> None:
+    """Makes the model surgical, and the base model inside it.
+
+    Not the outer one alone: Transformers saves some of its classes under older names, wherever they are, and `Trainer` does not find
+    those again on a resume.
+    """
+    from transformers import PreTrainedModel
+    from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel) and part.config is model.config and not isinstance(part, SurgicalMixin):
+            part.__class__ = surgical_class(type(part))
+            _CAN_RECORD_REGISTRY[part] = part._can_record_outputs  # as `PreTrainedModel.__init__` does for its class
 
 
 @cache
 def surgical_config(model_type: str) -> type:
     """`Surgical<Base>Config` for a base model type, registered with every Auto class that knows the base."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
-    if model_type not in FAMILIES:
-        raise ValueError(f"Surgery is not known for the model type '{model_type}'; it is for {', '.join(FAMILIES)}")
+    if model_type not in CONFIG_MAPPING_NAMES:
+        raise ValueError(f"Surgery is for the model types of Transformers; '{model_type}' is not one of them")
     base = CONFIG_MAPPING[model_type]
     body = {
         "__module__": __name__,
@@ -112,24 +127,22 @@ def apply(model: Any, *recipes: Recipe) -> Any:
     The given model stays as it is; the two share the tensors that no recipe touches.
 
     Args:
-        model: a Transformers model of one of `FAMILIES`, or one that was changed already.
+        model: a Transformers model, or one that was changed already.
         recipes: the changes, in order.
     """
     import torch
 
     if isinstance(model, SurgicalMixin):
-        cls, config = type(model), copy.deepcopy(model.config)
+        config = copy.deepcopy(model.config)
     else:
-        cls = surgical_class(type(model))
         fields = model.config.to_dict()
-        fields.pop("model_type")
-        config = cls.config_class.from_dict(fields)
+        config = surgical_config(fields.pop("model_type")).from_dict(fields)
         config._attn_implementation = model.config._attn_implementation
     shared = {
         id(tensor): tensor for tensor in (*model.parameters(), *model.buffers()) if isinstance(tensor, torch.Tensor)
     }
     changed = copy.deepcopy(model, memo=shared | {id(model.config): config})
-    changed.__class__ = cls
+    adopt(changed)
     for recipe in recipes:
         recipe.rebuild(changed)
         config.surgery.append(recipe.to_dict())
@@ -138,9 +151,9 @@ def apply(model: Any, *recipes: Recipe) -> Any:
 
 def register() -> None:
     """Makes `surgical_*` model types known to `AutoConfig`; the classes are made when they are first asked for."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
-    for model_type in FAMILIES:
+    for model_type in CONFIG_MAPPING_NAMES:
         register_lazily(CONFIG_MAPPING, f"surgical_{model_type}", partial(surgical_config, model_type))
     when_imported("peft.utils.constants", _register_adapter_targets)
 
@@ -149,11 +162,11 @@ def _register_adapter_targets(constants: Any) -> None:
     """PEFT's default target modules of the base hold for the changed model."""
     for name, targets in vars(constants).items():
         if name.startswith("TRANSFORMERS_MODELS_TO_") and isinstance(targets, dict):
-            targets.update({f"surgical_{t}": targets[t] for t in FAMILIES if t in targets})
+            targets.update({f"surgical_{base}": names for base, names in list(targets.items())})
 
 
 def __getattr__(name: str) -> Any:
-    """`LlmDrop` and the other recipes, and `Surgical<Base>` for every class of a known family."""
+    """`LlmDrop` and the other recipes, and `Surgical<Base>` for every model class of Transformers."""
     for module, recipe in RECIPES.items():
         if name == recipe:
             return getattr(import_module(f"{__name__}.{module}"), name)

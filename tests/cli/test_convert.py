@@ -155,7 +155,7 @@ def test_missing_arguments_file_is_one_error(checkpoint, convert):
 
 
 def test_method_without_converter_is_one_error(checkpoint, hf_ext):
-    assert "has no converter" in hf_ext("convert", "informer", "checkpoint.pth", "-o", "out").error
+    assert "has no converter" in hf_ext("convert", "survey_inference", "checkpoint.pth", "-o", "out").error
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "data.json"])

@@ -43,6 +43,12 @@ def test_interpolated_positions_keep_rows_and_columns_apart():
     assert (resized[1:, 0] > resized[:-1, 0]).all()
 
 
+def test_positions_are_interpolated_linearly_on_request():
+    positions = torch.arange(4.0).view(1, 4, 1)  # a grid of 2x2: 0, 1 above 2, 3
+    resized = interpolate_positions(positions, (2, 4), "bilinear").view(2, 4)
+    torch.testing.assert_close(resized, torch.tensor([[0, 0.25, 0.75, 1], [2, 2.25, 2.75, 3]]))
+
+
 def test_an_unknown_preset_is_answered_with_the_known_ones():
     with pytest.raises(ValueError, match="'hat-xl'; there are: hat-s-x2"):
         HatConfig.from_preset("hat-xl")

@@ -67,8 +67,15 @@ def test_batchnorm_folds_into_the_linear_layer_after_it():
     torch.testing.assert_close(fuse_affine_before(*batchnorm_affine(norm), linear)(x), expected, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_batchnorm_folds_into_a_strided_convolution_without_padding():
+    norm, conv = used(nn.BatchNorm2d(4)), used(nn.Conv2d(4, 6, 3, stride=3, groups=2))
+    expected = conv(norm(image(4)))
+    torch.testing.assert_close(fuse_batchnorm_before(norm, conv)(image(4)), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_what_precedes_a_padded_convolution_is_not_folded():
-    with pytest.raises(ValueError, match="1x1 kernels without padding"):
+    with pytest.raises(ValueError, match="only without padding"):
         fuse_batchnorm_before(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1))
 
 

@@ -25,6 +25,13 @@ def test_a_window_is_that_part_of_the_map():
     assert torch.equal(window_partition(x, 4)[1, 1, 2].view(4, 4, 3), x[1, 4:8, 8:12])
 
 
+def test_windows_may_be_longer_than_wide():
+    x = feature_map(8, 12)
+    windows = window_partition(x, (8, 3))
+    assert torch.equal(windows[1, 0, 2].view(8, 3, 3), x[1, :, 6:9])
+    assert torch.equal(window_reverse(windows, (8, 3)), x)
+
+
 def test_overlapping_windows_are_unfolded_with_zeros_around():
     x = feature_map(8, 12)
     unfolded = torch.nn.functional.unfold(x.permute(0, 3, 1, 2), 6, stride=4, padding=1)  # (B, C * 36, windows)

@@ -419,7 +419,7 @@ def test_checkpoint_that_does_not_fit_lists_every_tensor():
 
 def test_missing_data_says_what_to_pass(tmp_path):
     run = Run("itransformer", tmp_path, {"data": "nowhere.csv", "horizon": 96, "epochs": 1})
-    with pytest.raises(MissingData, match="--option data="):
+    with pytest.raises(MissingData, match="--data "):
         experiments("itransformer")["etth1"].run(run)
 
 

@@ -28,6 +28,7 @@ from tests.models.vision import (
     subject,
     tiny,
     train_under_deformable_detr,
+    train_under_mask2former,
     train_under_upernet,
     used,
 )
@@ -287,6 +288,10 @@ def test_upstreams_segmenter_trains_on_it():
 
 def test_upstreams_detector_trains_on_it():
     train_under_deformable_detr(config())
+
+
+def test_upstreams_mask_classifier_trains_on_it():
+    train_under_mask2former(config())
 
 
 def test_conversion_lists_the_arguments_there_are():

@@ -12,6 +12,8 @@ from torch import nn
 from transformers import (
     DeformableDetrConfig,
     DeformableDetrForObjectDetection,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
     PreTrainedModel,
     UperNetConfig,
     UperNetForSemanticSegmentation,
@@ -125,3 +127,34 @@ def onnx_logits(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Ten
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         (logits,) = session.run(None, {session.get_inputs()[0].name: pixel_values.numpy()})
     return torch.from_numpy(logits)
+
+
+def train_under_mask2former(backbone_config: Any, height: int = 64, width: int = 96) -> None:
+    """Upstream's mask classifier on all four maps of ours: one training step's loss reaches the backbone."""
+    torch.manual_seed(0)
+    config = Mask2FormerConfig(
+        backbone_config=with_maps(backbone_config, "stage1", "stage2", "stage3", "stage4"),
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=16,
+        dim_feedforward=16,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        num_queries=4,
+        num_labels=3,
+        train_num_points=64,
+    )
+    model = Mask2FormerForUniversalSegmentation(config).train()
+    masks = torch.zeros(2, height, width)
+    masks[0, : height // 2], masks[1, height // 2 :] = 1, 1
+    output = model(
+        image(height, width, batch=2),
+        mask_labels=[masks, masks],
+        class_labels=[torch.tensor([0, 2]), torch.tensor([1, 2])],
+    )
+    assert output.class_queries_logits.shape == (2, 4, 4)
+    output.loss.backward()
+    backbone = [p for n, p in model.named_parameters() if ".encoder." in n and "pixel_level" in n]
+    assert backbone and all(p.grad is not None and p.grad.isfinite().all() for p in backbone)

@@ -29,7 +29,11 @@ from hf_ext.data.time_series import (
     climate,
     seasonal_naive,
 )
+from hf_ext.layers.graph import adjacency_from_distances
 from hf_ext.models.itransformer import ITransformerConfig, ITransformerForPrediction, ITransformerModel
+from hf_ext.models.sttn import STTNConfig, STTNForPrediction
+from hf_ext.models.virtual_nodes import VirtualNodesConfig, VirtualNodeSTGCNForPrediction
+from hf_ext.pipelines.time_series_forecasting import adjacency_plot
 
 TASK = "time-series-forecasting"
 SIZES = {"context_length": 24, "prediction_length": 6, "num_attention_heads": 2}
@@ -339,6 +343,89 @@ def test_update_without_a_single_series_before_is_refused(before):
 
 
 # --- a graph
+
+
+def roads(sensors=3, rows=30):
+    values = 50 + np.random.default_rng(0).normal(size=(rows, sensors)).cumsum(0)
+    index = pd.date_range("2024-02-28 20:00", periods=rows, freq="5min", name="time")
+    return pd.DataFrame(values, index=index, columns=["x", "y", "z"][:sensors])
+
+
+def sttn(**fields):
+    torch.manual_seed(0)
+    return STTNForPrediction(STTNConfig(num_nodes=3, context_length=12, prediction_length=3, **fields)).eval()
+
+
+def stgcn(**fields):
+    torch.manual_seed(0)
+    config = VirtualNodesConfig(
+        num_nodes=3, num_virtual_nodes=2, prediction_length=4, blocks=[[8, 8, 8], [8, 8, 8], [8, 8]], **fields
+    )
+    return VirtualNodeSTGCNForPrediction(config).eval()
+
+
+LINKS = np.array([[0, 1.0, 0.2], [1, 0, 0.5], [0.2, 0.5, 0]])
+
+
+@pytest.mark.parametrize("make", [sttn, stgcn, lambda: stgcn(num_input_channels=1)], ids=["sttn", "largest", "values"])
+def test_forecast_on_a_road_network_is_per_sensor(make):
+    pipe, frame = pipeline(TASK, model=make(), device="cpu"), roads()
+    forecast = pipe(frame, adjacency=LINKS)
+    assert list(forecast.columns) == ["x", "y", "z"] and np.isfinite(forecast.to_numpy()).all()
+    assert forecast.index[0] == frame.index[-1] + pd.Timedelta(minutes=5)
+    assert not np.array_equal(forecast, pipe(frame, adjacency=np.zeros((3, 3))))
+
+
+def test_graph_may_be_a_named_table_a_file_or_distances(tmp_path):
+    pipe, frame = pipeline(TASK, model=sttn(), device="cpu"), roads()
+    expected = pipe(frame, adjacency=LINKS)
+    names = ["z", "x", "y"]
+    table = pd.DataFrame(LINKS, index=frame.columns, columns=frame.columns).loc[names, names]
+    pd.testing.assert_frame_equal(pipe(frame, adjacency=table), expected)
+    np.savetxt(tmp_path / "links.csv", LINKS, delimiter=",")
+    pd.testing.assert_frame_equal(pipe(frame, adjacency=str(tmp_path / "links.csv")), expected)
+    metres = np.array([[0, 1000.0, 2500], [1000, 0, 1500], [2500, 1500, 0]])
+    weights = adjacency_from_distances(torch.tensor(metres)).numpy()
+    pd.testing.assert_frame_equal(pipe(frame, distances=metres), pipe(frame, adjacency=weights))
+
+
+def test_model_that_rolls_forecasts_any_number_of_steps():
+    pipe = pipeline(TASK, model=sttn(), device="cpu")
+    assert pipe(roads(), adjacency=LINKS, prediction_length=20).shape == (20, 3)
+
+
+def test_learned_adjacency_comes_with_the_names_of_the_sensors(tmp_path):
+    pipe = pipeline(TASK, model=stgcn(), device="cpu")
+    answer = pipe(roads(), adjacency=LINKS, return_adjacency=True)
+    assert list(answer["adjacency"].columns) == ["x", "y", "z", "virtual 1", "virtual 2"]
+    np.testing.assert_allclose(answer["adjacency"].to_numpy()[:3, :3], LINKS, rtol=1e-6)
+    pd.testing.assert_frame_equal(answer["forecast"], pipe(roads(), adjacency=LINKS))
+    adjacency_plot(answer["adjacency"]).savefig(tmp_path / "adjacency.png")
+    assert (tmp_path / "adjacency.png").stat().st_size > 1000
+
+
+def test_networks_are_forecast_in_batches_and_streamed():
+    pipe, frame = pipeline(TASK, model=stgcn(), device="cpu"), roads(rows=40)
+    forecasts = pipe([frame, frame[:30]], batch_size=2, adjacency=LINKS)
+    alone = pipe(frame[:30], adjacency=LINKS)
+    pd.testing.assert_frame_equal(forecasts[1], alone, rtol=1e-4)
+    assert pipe.update(frame[30:]).index.equals(forecasts[0].index)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (sttn, {"adjacency": np.eye(2)}, r"between the 3 columns, got \(2, 2\)"),
+        (sttn, {"adjacency": -LINKS}, "0 or above"),
+        (sttn, {"distances": np.full((3, 3), np.nan)}, "`distances` must hold finite numbers"),
+        (sttn, {"adjacency": LINKS, "return_adjacency": True}, "learns no adjacency"),
+        (sttn, {}, "adjacency"),
+        (lambda: stgcn(num_input_channels=2), {"adjacency": LINKS}, "reads 2 values per sensor"),
+    ],
+)  # fmt: skip
+def test_graph_that_does_not_fit_is_refused(make, options, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline(TASK, model=make(), device="cpu")(roads(), **options)
 
 
 def test_model_without_a_graph_refuses_one():

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, DynamicCache, StaticCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from hf_ext.surgery import FAMILIES, LlmDrop, apply
-from hf_ext.surgery.families import family_of, layers_of
+from hf_ext.surgery import LlmDrop, apply
+from hf_ext.surgery.families import FAMILIES, family_of, layers_of
 from hf_ext.surgery.llm_drop import choose, compute_similarities, rank
 
 LAYERS = 6

@@ -11,6 +11,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 from hf_ext.layers.presets import PresetMixin
+from hf_ext.layers.series_config import check_at_least, check_standardization, check_transformer
 
 
 def _presets() -> dict[str, dict[str, Any]]:
@@ -105,12 +106,9 @@ class ITransformerConfig(PresetMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any):
         self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
         super().__post_init__(**kwargs)
-        self._check_sizes()
-        self._check_choices()
-        self._check_standardization()
-
-    def _check_sizes(self) -> None:
-        for name in (
+        check_at_least(
+            self,
+            1,
             "context_length",
             "prediction_length",
             "num_input_channels",
@@ -118,38 +116,18 @@ class ITransformerConfig(PresetMixin, PreTrainedConfig):
             "num_hidden_layers",
             "num_attention_heads",
             "intermediate_size",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        if self.num_time_features < 0:
-            raise ValueError(f"`num_time_features` must be 0 or more, got {self.num_time_features}")
+        )
+        check_at_least(self, 0, "num_time_features")
         if self.num_attention_heads > self.hidden_size:
             raise ValueError(
                 f"`num_attention_heads` must be at most `hidden_size` ({self.hidden_size}), got {self.num_attention_heads}"
             )
-
-    def _check_choices(self) -> None:
-        from transformers.activations import ACT2FN
-
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"`hidden_act` must be one of {', '.join(ACT2FN)}, got {self.hidden_act!r}")
         if self.scaling not in ("std", None):
             raise ValueError(f'`scaling` must be "std" or None, got {self.scaling!r}')
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"`dropout` must be at least 0 and below 1, got {self.dropout}")
-        if self.layer_norm_eps <= 0:
-            raise ValueError(f"`layer_norm_eps` must be above 0, got {self.layer_norm_eps}")
         if self.loss_channels is not None and not self.loss_channels:
             raise ValueError("`loss_channels` must name at least one variate, or be None for all, got []")
-
-    def _check_standardization(self) -> None:
-        means, stds = self.channel_means, self.channel_stds
-        if (means is None) != (stds is None) or (means is not None and len(means) != len(stds)):
-            raise ValueError(
-                f"`channel_means` and `channel_stds` must both be None or of equal length, got {means} and {stds}"
-            )
-        if stds is not None and not all(std > 0 for std in stds):
-            raise ValueError(f"`channel_stds` must all be above 0, got {stds}")
+        check_transformer(self)
+        check_standardization(self)
 
 
 __all__ = ["ITransformerConfig"]

@@ -16,27 +16,22 @@ Differences from the reference, on purpose:
 - The caller's `past_values` are never written to.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.models.vit.modeling_vit import eager_attention_forward
+from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from hf_ext.layers.linear import token_linear
+from hf_ext.layers.post_norm import PostNormLayer, SelfAttention
+from hf_ext.layers.series import masked_mse, standardize_window
 
 from .configuration_itransformer import ITransformerConfig
-
-SCALE_EPS = 1e-5  # added to the variance of a window; part of the trained function, like the reference's literal
 
 
 @dataclass
@@ -90,37 +85,6 @@ class ITransformerForReconstructionOutput(ModelOutput):
     scale: torch.FloatTensor | None = None
 
 
-class ITransformerScaler(nn.Module):
-    """Level and scale of each variate over its observed entries; "window standardisation" of Non-stationary Transformers.
-
-    The level is a constant to the gradient, the scale is not, as in the reference.
-    """
-
-    def __init__(self, config: ITransformerConfig):
-        super().__init__()
-        self.enabled = config.scaling is not None
-
-    def forward(
-        self, values: torch.Tensor, observed: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(batch, time, variates) -> standardised values with zeros where nothing was observed, loc, scale.
-
-        loc and scale are (batch, 1, variates); a variate without any observation gets 0 and sqrt(SCALE_EPS).
-        """
-        count = values.shape[1]
-        if observed is not None:
-            observed = observed.bool()
-            count = observed.sum(1, keepdim=True).clamp_min(1)
-            values = torch.where(observed, values, 0.0)
-        if not self.enabled:
-            zero = torch.zeros_like(values[:, :1])
-            return values, zero, zero + 1
-        loc = (values.sum(1, keepdim=True) / count).detach()
-        centred = values - loc if observed is None else torch.where(observed, values - loc, 0.0)
-        scale = (centred.square().sum(1, keepdim=True) / count + SCALE_EPS).sqrt()
-        return centred / scale, loc, scale
-
-
 class ITransformerEmbeddings(nn.Module):
     """One token per variate, and one per calendar feature: the same linear map over time for all of them (eq. 1)."""
 
@@ -135,90 +99,20 @@ class ITransformerEmbeddings(nn.Module):
         return self.dropout(self.value_embedding(values.transpose(1, 2)))  # (B, L, V+F) -> (B, V+F, D)
 
 
-class ITransformerAttention(nn.Module):
-    def __init__(self, config: ITransformerConfig):
-        super().__init__()
-        self.config = config
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.attention_dropout = config.dropout
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = False
-
-        inner_size = config.num_attention_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, inner_size)
-        self.k_proj = nn.Linear(config.hidden_size, inner_size)
-        self.v_proj = nn.Linear(config.hidden_size, inner_size)
-        self.o_proj = nn.Linear(inner_size, config.hidden_size)
-
-    def forward(
-        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        input_shape = hidden_states.shape[:-1]
-        hidden_shape = (*input_shape, -1, self.head_dim)
-        query_states = token_linear(self.q_proj, hidden_states).view(hidden_shape).transpose(1, 2)
-        key_states = token_linear(self.k_proj, hidden_states).view(hidden_shape).transpose(1, 2)
-        value_states = token_linear(self.v_proj, hidden_states).view(hidden_shape).transpose(1, 2)
-
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        attn_output, attn_weights = attention_interface(
-            self,
-            query_states,
-            key_states,
-            value_states,
-            None,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        return token_linear(self.o_proj, attn_output.reshape(*input_shape, -1)), attn_weights
-
-
-class ITransformerMLP(nn.Module):
-    def __init__(self, config: ITransformerConfig):
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.activation_fn = ACT2FN[config.hidden_act]
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.dropout(self.activation_fn(token_linear(self.fc1, hidden_states)))
-        return self.dropout(token_linear(self.fc2, hidden_states))
-
-
-class ITransformerLayer(GradientCheckpointingLayer):
-    """A post-norm encoder block (section 3.2): attention between variates, feed-forward on each variate's token."""
-
-    def __init__(self, config: ITransformerConfig):
-        super().__init__()
-        self.attention = ITransformerAttention(config)
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = ITransformerMLP(config)
-        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        attn_output, _ = self.attention(hidden_states, **kwargs)
-        hidden_states = self.attention_norm(hidden_states + self.dropout(attn_output))
-        return self.mlp_norm(hidden_states + self.mlp(hidden_states))
-
-
 class ITransformerPreTrainedModel(PreTrainedModel):
     config: ITransformerConfig
     base_model_prefix = "model"
     main_input_name = "past_values"
     input_modalities = ("time",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["ITransformerEmbeddings", "ITransformerLayer"]
+    _no_split_modules = ["ITransformerEmbeddings", "PostNormLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     accepts_loss_kwargs = False  # the losses are means over the batch, so Trainer divides by its accumulation steps
-    _can_record_outputs = {"hidden_states": ITransformerLayer, "attentions": ITransformerAttention}
+    _can_record_outputs = {"hidden_states": PostNormLayer, "attentions": SelfAttention}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -236,9 +130,8 @@ class ITransformerModel(ITransformerPreTrainedModel):
 
     def __init__(self, config: ITransformerConfig):
         super().__init__(config)
-        self.scaler = ITransformerScaler(config)
         self.embeddings = ITransformerEmbeddings(config)
-        self.layers = nn.ModuleList([ITransformerLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([PostNormLayer(config) for _ in range(config.num_hidden_layers)])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
@@ -266,7 +159,7 @@ class ITransformerModel(ITransformerPreTrainedModel):
         self._check_shapes(past_values, past_observed_mask, past_time_features)
         if not past_values.is_floating_point():
             past_values = past_values.to(self.layernorm.weight.dtype)
-        values, loc, scale = self.scaler(past_values, past_observed_mask)
+        values, loc, scale = standardize_window(past_values, past_observed_mask, self.config.scaling is not None)
         # A LayerNorm keeps the model's floating-point type even where 8-bit loading changes that of the Linears.
         hidden_states = self.embeddings(values.to(self.layernorm.weight.dtype), past_time_features)
         for layer in self.layers:
@@ -291,12 +184,6 @@ class ITransformerModel(ITransformerPreTrainedModel):
                 f"`past_time_features` must be (batch, context_length, features), ({past_values.shape[0]}, {length}, "
                 f"features) here, got {tuple(time_features.shape)}"
             )
-
-
-def _masked_mse(predicted: torch.Tensor, target: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-    """Mean squared error over the entries that count, 0 where none does; what the others hold, NaN included, is not read."""
-    error = torch.where(counted, predicted - target, 0.0)
-    return error.square().sum() / counted.sum().clamp_min(1)
 
 
 def _to_series(tokens: torch.Tensor, outputs: ITransformerModelOutput) -> torch.Tensor:
@@ -366,7 +253,7 @@ class ITransformerForPrediction(ITransformerPreTrainedModel):
                 )
         observed = torch.ones_like(predictions, dtype=torch.bool) if observed is None else observed.bool()
         channels = slice(None) if self.config.loss_channels is None else self.config.loss_channels
-        return _masked_mse(predictions[..., channels], future_values[..., channels], observed[..., channels])
+        return masked_mse(predictions[..., channels], future_values[..., channels], observed[..., channels])
 
 
 class ITransformerForReconstruction(ITransformerPreTrainedModel):
@@ -418,8 +305,8 @@ class ITransformerForReconstruction(ITransformerPreTrainedModel):
         reconstruction: torch.Tensor, past_values: torch.Tensor, past_observed_mask: torch.Tensor | None
     ) -> torch.Tensor:
         if past_observed_mask is None:
-            return nn.functional.mse_loss(reconstruction, past_values)
-        return _masked_mse(reconstruction, past_values, ~past_observed_mask.bool() & ~past_values.isnan())
+            return masked_mse(reconstruction, past_values)
+        return masked_mse(reconstruction, past_values, ~past_observed_mask.bool() & ~past_values.isnan())
 
 
 class ITransformerForTimeSeriesClassification(ITransformerPreTrainedModel):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..chunks import check_borders, check_state
+from ..matrix_state import register, unrolls
 from . import eager
 from .reference import reference
 
@@ -49,8 +51,7 @@ def gated_linear_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if cu_seqlens is None and q.shape[1] == 1:
         o, final_state = eager.step(q, k, v, g, scale, initial_state)
-    elif cu_seqlens is None and torch.compiler.is_exporting() and isinstance(q.shape[1], int):
-        # Plain torch operations: the exported program runs where hf_ext is not installed, and converts to ONNX.
+    elif unrolls(q, cu_seqlens):
         o, final_state = eager.forward(q, k, v, g, scale, initial_state, None)
     else:
         o, final_state = _forward(q, k, v, g, scale, initial_state, cu_seqlens)
@@ -68,75 +69,8 @@ def _check(q, k, v, g, initial_state, cu_seqlens) -> None:
         )
     if 0 in q.shape or 0 in v.shape or q.shape[2] % k.shape[2]:
         raise ValueError(f"no dimension may be 0, and the heads of q are a multiple of those of k; got {shapes}")
-    sequences = q.shape[0]
-    if cu_seqlens is not None:
-        if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2 or cu_seqlens.is_floating_point() or q.shape[0] != 1:
-            raise ValueError(
-                "cu_seqlens holds the integer borders 0 ... tokens of sequences packed in a batch of 1; "
-                f"got shape {tuple(cu_seqlens.shape)}, type {cu_seqlens.dtype} with a batch of {q.shape[0]}"
-            )
-        sequences = cu_seqlens.shape[0] - 1
-        if not torch.compiler.is_compiling() and cu_seqlens.device.type == "cpu":
-            borders = cu_seqlens.tolist()
-            if borders[0] != 0 or borders[-1] != q.shape[1] or sorted(borders) != borders:
-                raise ValueError(f"cu_seqlens must rise from 0 to the number of tokens, {q.shape[1]}; got {borders}")
-    expected = (sequences, k.shape[2], k.shape[3], v.shape[3])
-    if initial_state is not None and tuple(initial_state.shape) != expected:
-        raise ValueError(
-            f"initial_state must be (sequences, heads, key_channels, value_channels) = {expected}; got {tuple(initial_state.shape)}"
-        )
+    expected = (check_borders(q, cu_seqlens), k.shape[2], k.shape[3], v.shape[3])
+    check_state(expected, "sequences, heads, key_channels, value_channels", initial_state)
 
 
-_forward = torch.library.custom_op("hf_ext::gated_linear_attention", eager.forward, mutates_args=())
-_backward = torch.library.custom_op("hf_ext::gated_linear_attention_backward", eager.backward, mutates_args=())
-
-
-def _gpu_form(q: torch.Tensor, *tensors: torch.Tensor):
-    """The module whose kernels serve CUDA tensors; Triton is imported here, so on a GPU call alone."""
-    if eager.precision(q, *tensors) == torch.float64:
-        return eager
-    try:
-        from . import triton
-    except ImportError:
-        return eager
-    return triton
-
-
-@_forward.register_kernel("cuda")
-def _(q, k, v, g, scale, initial_state, cu_seqlens):
-    return _gpu_form(q, k, v, g).forward(q, k, v, g, scale, initial_state, cu_seqlens)
-
-
-@_backward.register_kernel("cuda")
-def _(grad_o, grad_final, q, k, v, g, scale, initial_state, cu_seqlens):
-    form = _gpu_form(q, k, v, g)
-    return form.backward(grad_o, grad_final, q, k, v, g, scale, initial_state, cu_seqlens)
-
-
-@_forward.register_fake
-def _(q, k, v, g, scale, initial_state, cu_seqlens):
-    sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    final_state = v.new_empty(sequences, k.shape[2], k.shape[3], v.shape[3], dtype=eager.precision(q, k, v, g))
-    return q.new_empty(*q.shape[:3], v.shape[3]), final_state
-
-
-@_backward.register_fake
-def _(grad_o, grad_final, q, k, v, g, scale, initial_state, cu_seqlens):
-    return *(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, g)), torch.empty_like(
-        grad_final
-    )
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    *tensors, ctx.scale, initial_state, cu_seqlens = inputs
-    ctx.save_for_backward(*tensors, initial_state, cu_seqlens)
-
-
-def _differentiate(ctx, grad_o, grad_final):
-    q, k, v, g, initial_state, cu_seqlens = ctx.saved_tensors
-    *grads, grad_start = _backward(grad_o, grad_final, q, k, v, g, ctx.scale, initial_state, cu_seqlens)
-    grad_start = None if initial_state is None else grad_start.to(initial_state.dtype)
-    return *grads, None, grad_start, None
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+_forward = register("gated_linear_attention", eager)

@@ -8,77 +8,16 @@ gates. Here a chunk is halved again and again: for a query in the right half and
 (from the middle to the query) * (from the key to the middle). Both are products of gates, at most 1, so nothing can overflow and
 nothing cancels, however strong the gate is (0 included), and every level is one batched matrix product.
 
-Letters in names of dimensions: B batch, T tokens, C tokens of a chunk, m tokens of half a block, H heads of k and v, G query heads
-per head of k, K key channels, V value channels, N chunks of all sequences together, L = N*H.
+Letters in names of dimensions are those of `ops/chunks.py`, and m tokens of half a block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import wraps
+from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 
-CHUNK_SIZE = 64
-
-
-@dataclass
-class Chunks:
-    """How the tokens of a batch, or of packed sequences, are cut into chunks of `size` tokens.
-
-    Chunks stand in the order of their place in the sequence: the first chunks of all sequences, then the second ones, and so on.
-    `steps[i]` is the range of the i-th ones and the indices of the sequences that are so long, None for all of them. With packed
-    sequences `slots` gives each token its place among the N*C places.
-    """
-
-    size: int
-    steps: list[tuple[slice, torch.Tensor | None]]
-    slots: torch.Tensor | None = None
-
-    def split(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, ...) -> (steps, B, C, ...), zeros behind each sequence's end; packed sequences (1, T, ...) -> (N, 1, C, ...)"""
-        if self.slots is not None:
-            places = x.new_zeros(self.steps[-1][0].stop * self.size, *x.shape[2:])
-            return places.index_copy(0, self.slots, x[0]).unflatten(0, (-1, 1, self.size))
-        missing = -x.shape[1] % self.size
-        x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, missing)) if missing else x
-        return x.unflatten(1, (-1, self.size)).transpose(0, 1)
-
-    def join(self, x: torch.Tensor, length: int) -> torch.Tensor:
-        """The inverse of `split`"""
-        if self.slots is not None:
-            return x.flatten(0, 2)[self.slots].unsqueeze(0)
-        return x.transpose(0, 1).flatten(1, 2)[:, :length]
-
-
-def cut(batch: int, length: int, cu_seqlens: torch.Tensor | None, size: int = CHUNK_SIZE) -> Chunks:
-    if cu_seqlens is None:
-        size = min(size, 1 << (length - 1).bit_length())
-        return Chunks(size, [(slice(i * batch, (i + 1) * batch), None) for i in range(-(-length // size))])
-    lengths = cu_seqlens.long().diff()
-    sequence = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
-    position = torch.arange(length, device=lengths.device) - cu_seqlens[sequence]
-    alive = (
-        torch.arange(-(-int(lengths.max()) // size), device=lengths.device)[:, None] * size < lengths
-    )  # (steps, sequences)
-    chunk = alive.flatten().cumsum(0).view_as(alive) - 1
-    stops = alive.sum(1).cumsum(0).tolist()
-    steps = [(slice(*border), rows.nonzero()[:, 0]) for border, rows in zip(zip([0, *stops], stops), alive)]
-    return Chunks(size, steps, chunk[position // size, sequence] * size + position % size)
-
-
-def fold(chunks: Chunks, x: torch.Tensor, heads: int, dtype: torch.dtype) -> torch.Tensor:
-    """(B, T, H*G, ...) -> (L, C, G, ...)"""
-    return chunks.split(x).to(dtype).unflatten(3, (heads, -1)).transpose(2, 3).flatten(0, 2).contiguous()
-
-
-def unfold(chunks: Chunks, x: torch.Tensor, like: torch.Tensor, heads: int) -> torch.Tensor:
-    """(L, C, G, ...) -> (B, T, H*G, ...), B, T and the type those of `like`"""
-    batch = 1 if chunks.slots is not None else like.shape[0]
-    x = x.unflatten(0, (-1, batch, heads)).transpose(2, 3).flatten(3, 4)
-    return chunks.join(x, like.shape[1]).to(like.dtype).contiguous()
+from ..chunks import Chunks, cut, halves, precision, starting_state, without_autocast
 
 
 def halvings(g: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
@@ -94,11 +33,6 @@ def halvings(g: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]
         right *= left[:, :, -1:]
         m *= 2
     yield m, to_token, from_token
-
-
-def halves(x: torch.Tensor, m: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(L, C, ...) -> left and right halves of its blocks, (L, C/2m, m, ...) each"""
-    return x.unflatten(1, (-1, 2 * m)).split(m, 2)
 
 
 def block_product(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
@@ -119,19 +53,14 @@ def scan(
 
     decay (L, K), update (L, K, V), state (sequences, H, K, V).
     """
-    heads = state.shape[1]
-    decay, update = decay.unflatten(0, (-1, heads)).unsqueeze(-1), update.unflatten(0, (-1, heads))
-    order = slice(None, None, -1 if backwards else 1)
     before = []
-    for rows, sequences in chunks.steps[order]:
-        before.append(state if sequences is None else state[sequences])
-        after = torch.addcmul(update[rows], decay[rows], before[-1])
-        state = after if sequences is None else state.index_copy(0, sequences, after)
-    return torch.cat(before[order]).flatten(0, 1), state
 
+    def step(rows: slice, state: torch.Tensor) -> torch.Tensor:
+        before.append(state)
+        return torch.addcmul(update[rows], decay[rows].unsqueeze(-1), state)
 
-def precision(*tensors: torch.Tensor) -> torch.dtype:
-    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+    state = chunks.walk(state, step, backwards)
+    return torch.cat(before[:: -1 if backwards else 1]), state
 
 
 def prepare(
@@ -146,27 +75,9 @@ def prepare(
     """The chunks, scaled q (L, C, G, K), k (L, C, K), v (L, C, V), g (L, C, K) and the state to start from (sequences, H, K, V)."""
     dtype, heads = precision(q, k, v, g), k.shape[2]
     chunks = cut(*q.shape[:2], cu_seqlens)
-    if initial_state is None:
-        sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-        state = v.new_zeros(sequences, heads, k.shape[3], v.shape[3], dtype=dtype)
-    else:
-        state = initial_state.to(dtype)
-    q = fold(chunks, q, heads, dtype) * scale
-    return chunks, q, *(fold(chunks, x, heads, dtype).squeeze(2) for x in (k, v, g)), state
-
-
-def without_autocast(function: Callable) -> Callable:
-    """Autocast would round the states to half precision, which this op promises not to do."""
-
-    @wraps(function)
-    def wrapper(*arguments):
-        device = arguments[0].device.type
-        if not torch.is_autocast_enabled(device):
-            return function(*arguments)
-        with torch.autocast(device, enabled=False):
-            return function(*arguments)
-
-    return wrapper
+    state = starting_state(v, (*k.shape[2:], v.shape[3]), initial_state, cu_seqlens, dtype)
+    q = chunks.fold(q, heads, dtype) * scale
+    return chunks, q, *(chunks.fold(x, heads, dtype).squeeze(2) for x in (k, v, g)), state
 
 
 @without_autocast
@@ -190,14 +101,14 @@ def forward(
             scores = grow(scores, block_product(queries, halves(k_, m)[0] * from_token))
     scores, queries = scores.flatten(1, 3), (q_ * to_token.unsqueeze(2)).flatten(1, 2)
     decay, keys = to_token[:, -1].unsqueeze(-1), (k_ * from_token).mT
-    outputs, heads = [], k.shape[2]
-    for chunk, sequences in chunks.steps:
-        rows = slice(chunk.start * heads, chunk.stop * heads)
-        before = (state if sequences is None else state[sequences]).flatten(0, 1)
+    outputs = []
+
+    def step(rows: slice, before: torch.Tensor) -> torch.Tensor:
         outputs.append((scores[rows] @ v_[rows]).baddbmm_(queries[rows], before))
-        after = (decay[rows] * before).baddbmm_(keys[rows], v_[rows]).unflatten(0, (-1, heads))
-        state = after if sequences is None else state.index_copy(0, sequences, after)
-    return unfold(chunks, torch.cat(outputs).unflatten(1, (C, G)), q, heads), state
+        return (decay[rows] * before).baddbmm_(keys[rows], v_[rows])
+
+    state = chunks.walk(state, step)
+    return chunks.unfold(torch.cat(outputs).unflatten(1, (C, G)), q, k.shape[2]), state
 
 
 @without_autocast
@@ -219,7 +130,7 @@ def backward(
     """
     chunks, q_, k_, v_, g_, state = prepare(q, k, v, g, scale, initial_state, cu_seqlens)
     L, C, G, K = q_.shape
-    do = fold(chunks, grad_o, k.shape[2], q_.dtype).view(L, C * G, -1)
+    do = chunks.fold(grad_o, k.shape[2], q_.dtype).view(L, C * G, -1)
 
     dscores = (do @ v_.mT).view(L, C, G, C)
     diagonal = dscores.diagonal(dim1=1, dim2=3).mT.unsqueeze(-1)  # (L, C, G, 1)
@@ -255,7 +166,7 @@ def backward(
 
     dq *= scale
     grads = (
-        unfold(chunks, grad.view(L, C, -1, grad.shape[-1]), x, k.shape[2])
+        chunks.unfold(grad.view(L, C, -1, grad.shape[-1]), x, k.shape[2])
         for grad, x in ((dq, q), (dk, k), (dv, v), (dg, g))
     )
     return *grads, dstart

@@ -21,27 +21,9 @@ import torch
 import triton
 import triton.language as tl
 
-SHORT = 64  # tokens up to which the recurrent form is taken
-C, R = 64, 16
+from ..tiles import C, Layout, dot, load_rows, store_rows
 
-
-@triton.jit
-def load_rows(pointer, first, last, stride, channel, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """ROWS tokens from `first` on and COLUMNS channels from `channel` on, float32, zeros outside."""
-    rows, columns = first + tl.arange(0, ROWS), channel + tl.arange(0, COLUMNS)
-    mask = (rows[:, None] < last) & (columns[None, :] < channels)
-    return tl.load(pointer + rows[:, None].to(tl.int64) * stride + columns[None, :], mask=mask, other=0.0).to(
-        tl.float32
-    )
-
-
-@triton.jit
-def store_rows(pointer, x, first, last, stride, channel, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    rows, columns = first + tl.arange(0, ROWS), channel + tl.arange(0, COLUMNS)
-    mask = (rows[:, None] < last) & (columns[None, :] < channels)
-    tl.store(
-        pointer + rows[:, None].to(tl.int64) * stride + columns[None, :], x.to(pointer.dtype.element_ty), mask=mask
-    )
+R = 16
 
 
 @triton.jit
@@ -49,12 +31,6 @@ def log_decay_to_end(g, first, last, stride, channel, channels, ROWS: tl.constex
     """For each of ROWS tokens the sum of the log gates after it."""
     last = tl.minimum(last, first + ROWS)
     return tl.cumsum(load_rows(g, first + 1, last, stride, channel, channels, ROWS, COLUMNS), 0, reverse=True)
-
-
-@triton.jit
-def dot(a, b, DTYPE: tl.constexpr):
-    """Matrix product in the inputs' precision with a float32 sum; float32 inputs are not rounded to tf32."""
-    return tl.dot(a.to(DTYPE), b.to(DTYPE), input_precision="ieee")
 
 
 @triton.jit
@@ -368,36 +344,6 @@ def chunk_dk(
             gradient = tl.load(tile + rows * C + t)
             b_dk += tl.where(rows[:, None] == t, tl.sum(gradient[:, None] * queries, 0)[None, :], 0.0)
     store_rows(dk + head * K, b_dk, first, last, H * K, 0, K, R, BK)
-
-
-class Layout:
-    """Sizes, borders and blocks that the launches share."""
-
-    def __init__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor | None):
-        batch, length, heads, self.K = k.shape
-        self.H, self.G, self.V = heads, q.shape[2] // heads, v.shape[3]
-        self.tokens = batch * length
-        if cu_seqlens is None:
-            self.borders = torch.arange(0, self.tokens + 1, length, device=q.device)
-        else:
-            self.borders = cu_seqlens.to(q.device, torch.int64)
-        self.sequences = len(self.borders) - 1
-        self.BK = max(16, triton.next_power_of_2(self.K))  # all key channels
-        self.BV = min(64, max(16, triton.next_power_of_2(self.V)))
-        self.short = length <= SHORT
-        counts = (self.borders.diff() + C - 1) // C
-        self.chunks = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-        sequence = torch.arange(self.sequences, device=q.device).repeat_interleave(counts)
-        self.count = len(sequence)
-        self.starts = self.borders[sequence] + (torch.arange(self.count, device=q.device) - self.chunks[sequence]) * C
-        self.ends = self.borders[sequence + 1]
-
-    @property
-    def state_shape(self) -> tuple[int, int, int, int]:
-        return self.sequences, self.H, self.K, self.V
-
-    def blocks(self, BK: int) -> tuple[int, int, int]:
-        return triton.cdiv(self.K, BK), triton.cdiv(self.V, self.BV), self.sequences * self.H
 
 
 def forward(

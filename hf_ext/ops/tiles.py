@@ -1,0 +1,70 @@
+"""What the Triton forms of chunked recurrences share: tiles of tokens by channels, and how sequences lie along one axis.
+
+Only modules named `triton` import this one, so Triton is loaded on a GPU call alone.
+
+Letters: C tokens of a chunk, H heads of k and v, G query heads per head of k, K key channels, V value channels.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+SHORT = 64  # tokens up to which the recurrent forms are taken
+C = 64
+
+
+@triton.jit
+def load_rows(pointer, first, last, stride, channel, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """ROWS tokens from `first` on and COLUMNS channels from `channel` on, float32, zeros outside."""
+    rows, columns = first + tl.arange(0, ROWS), channel + tl.arange(0, COLUMNS)
+    mask = (rows[:, None] < last) & (columns[None, :] < channels)
+    return tl.load(pointer + rows[:, None].to(tl.int64) * stride + columns[None, :], mask=mask, other=0.0).to(
+        tl.float32
+    )
+
+
+@triton.jit
+def store_rows(pointer, x, first, last, stride, channel, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    rows, columns = first + tl.arange(0, ROWS), channel + tl.arange(0, COLUMNS)
+    mask = (rows[:, None] < last) & (columns[None, :] < channels)
+    tl.store(
+        pointer + rows[:, None].to(tl.int64) * stride + columns[None, :], x.to(pointer.dtype.element_ty), mask=mask
+    )
+
+
+@triton.jit
+def dot(a, b, DTYPE: tl.constexpr):
+    """Matrix product in the inputs' precision with a float32 sum; float32 inputs are not rounded to tf32."""
+    return tl.dot(a.to(DTYPE), b.to(DTYPE), input_precision="ieee")
+
+
+class Layout:
+    """Sizes, borders and blocks that the launches share."""
+
+    def __init__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor | None):
+        batch, length, heads, self.K = k.shape
+        self.H, self.G, self.V = heads, q.shape[2] // heads, v.shape[3]
+        self.tokens = batch * length
+        if cu_seqlens is None:
+            self.borders = torch.arange(0, self.tokens + 1, length, device=q.device)
+        else:
+            self.borders = cu_seqlens.to(q.device, torch.int64)
+        self.sequences = len(self.borders) - 1
+        self.BK = max(16, triton.next_power_of_2(self.K))  # all key channels
+        self.BV = min(64, max(16, triton.next_power_of_2(self.V)))
+        self.short = length <= SHORT
+        counts = (self.borders.diff() + C - 1) // C
+        self.chunks = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+        sequence = torch.arange(self.sequences, device=q.device).repeat_interleave(counts)
+        self.count = len(sequence)
+        self.starts = self.borders[sequence] + (torch.arange(self.count, device=q.device) - self.chunks[sequence]) * C
+        self.ends = self.borders[sequence + 1]
+
+    @property
+    def state_shape(self) -> tuple[int, int, int, int]:
+        return self.sequences, self.H, self.K, self.V
+
+    def blocks(self, BK: int) -> tuple[int, int, int]:
+        return triton.cdiv(self.K, BK), triton.cdiv(self.V, self.BV), self.sequences * self.H
