@@ -236,6 +236,7 @@ WORKED_OUT: dict[str, Method] = {
             task="audio-classification",
             reference="zeyuliu1037/LMUFormer",
             licence="MIT",
+            status="ready",
             home="models.lmuformer",
             config="LMUFormerConfig",
             classes={
@@ -507,6 +508,7 @@ WORKED_OUT: dict[str, Method] = {
             task="path-planning",
             reference="facebookresearch/dualformer",
             licence="CC-BY-NC-4.0",
+            status="ready",
             home="models.dualformer",
             config="DualformerConfig",
             classes={
@@ -531,6 +533,17 @@ WORKED_OUT: dict[str, Method] = {
                 "AutoModelForSequenceClassification": "WideAttentionForSequenceClassification",
                 "AutoModelForNextSentencePrediction": "WideAttentionForSequencePairClassification",
             },
+        ),
+        Method(
+            slug="spt",
+            title="SPT: Fine-Tuning Transformer-based Language Models Efficiently with Sparsification",
+            arxiv="2312.10365",
+            kind="op+adapter",
+            task="text-generation",
+            reference="ytgui/SPT-proto",
+            licence="Apache-2.0",
+            home="surgery.spt",
+            classes={"Recipe": "SPT", "TrainerCallback": "SPTCallback"},
         ),
         Method(
             slug="bytetransformer",
@@ -627,6 +640,7 @@ WORKED_OUT: dict[str, Method] = {
             task="text-generation",
             reference="facebookresearch/mega",
             licence="MIT",
+            status="ready",
             home="models.tcnca",
             config="TCNCAConfig",
             classes={
@@ -697,8 +711,7 @@ TABLE: tuple[str | tuple[str, str, str, str, str, str, str], ...] = (
     "aaren",
     ("group_detr", "Group DETR: Fast DETR Training with Group-Wise One-to-Many Assignment",
      "2207.13085", "training", "object-detection", "Atten4Vis/ConditionalDETR", "Apache-2.0"),
-    ("spt", "SPT: Fine-Tuning Transformer-based Language Models Efficiently with Sparsification",
-     "2312.10365", "op+adapter", "text-generation", "ytgui/SPT-proto", "Apache-2.0"),
+    "spt",
     ("bct", "Blockwise Compression of Transformer-based Models without Retraining",
      "2304.01483", "surgery", "any", "", ""),
     "nextvit",

@@ -7,6 +7,7 @@ from typing import Any
 
 # task -> (module here, pipeline class, auto class, type for `pipeline()`'s own bookkeeping)
 TASKS = {
+    "path-planning": ("path_planning", "PathPlanningPipeline", "AutoModelForSeq2SeqLM", "text"),
     "image-to-image": ("image_to_image", "ImageToImagePipeline", "AutoModelForImageToImage", "image"),
     "time-series-forecasting": (
         "time_series_forecasting",

@@ -598,6 +598,7 @@ def tcnca():
         depth=3,
         pad_token_id=0,
         dropout=0.0,
+        tie_word_embeddings=False,
         num_labels=12,
         problem_type="multi_label_classification",
         use_cache=False,

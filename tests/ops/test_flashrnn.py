@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hf_ext.ops import native
 from hf_ext.ops.flashrnn import CELLS, flashrnn, reference
 from hf_ext.ops.flashrnn.constrint import solve
+from tests.threads import with_threads
 
 NAMES = ("Wx", "R", "b", "states")
 
@@ -172,12 +173,7 @@ def test_half_precision_comes_back_as_given_with_float32_last_states(function, d
 @pytest.mark.usefixtures("form")
 def test_threads_share_heads_and_batch_without_a_trace():
     tensors = inputs("lstm", batch=25, heads=1)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        assert_equal_to_loop(tensors, function="lstm")
-    finally:
-        torch.set_num_threads(threads)
+    with_threads(3, lambda: assert_equal_to_loop(tensors, function="lstm"))
 
 
 @pytest.mark.parametrize("function", ["lstm", "gru"])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hf_ext.ops import native
 from hf_ext.ops.prefix_scan_attention import PrefixState, prefix_softmax_attention, reference
+from tests.threads import with_threads
 
 
 def inputs(
@@ -167,12 +168,7 @@ def test_gradients_flow_through_the_state_from_part_to_part():
 
 
 def test_threads_share_heads_and_batch_without_a_trace():
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        assert_equal_to_loop(inputs(batch=4, heads=5))
-    finally:
-        torch.set_num_threads(threads)
+    with_threads(3, lambda: assert_equal_to_loop(inputs(batch=4, heads=5)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
