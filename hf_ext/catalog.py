@@ -542,6 +542,7 @@ WORKED_OUT: dict[str, Method] = {
             task="text-generation",
             reference="ytgui/SPT-proto",
             licence="Apache-2.0",
+            status="ready",
             home="surgery.spt",
             classes={"Recipe": "SPT", "TrainerCallback": "SPTCallback"},
         ),

@@ -32,6 +32,7 @@ ATTENTION_INTERFACES = {
     "bytetransformer": "varlen_attention",
     "prob_sparse": "prob_sparse_attention",
     "routing": "routed_attention",
+    "spt_sparse": "sparse_attention",
     "ssa": "subsampled_attention",
 }
 

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from hf_ext.registry import register_lazily, when_imported
 
 PREFIX = "Surgical"
-RECIPES = {"llm_drop": "LlmDrop", "repbn": "RepBN"}  # module of this package -> recipe class
+RECIPES = {"llm_drop": "LlmDrop", "repbn": "RepBN", "spt": "SPT"}  # module of this package -> recipe class
 
 
 @dataclass
