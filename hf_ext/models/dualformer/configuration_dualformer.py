@@ -3,7 +3,8 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import LlamaConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
+from transformers.modeling_rope_utils import RopeParameters
 
 from hf_ext.layers.presets import PresetMixin
 
@@ -14,8 +15,9 @@ def swiglu_width(hidden_size: int, multiple_of: int = 256) -> int:
 
 
 @strict
-class DualformerStackConfig(LlamaConfig):
-    """Encoder or decoder: Llama's fields, with the reference's defaults.
+class DualformerStackConfig(PreTrainedConfig):
+    """Encoder or decoder: the fields of `LlamaConfig` (which is not the base class, since importing it takes longer than all of hf_ext),
+    with the reference's defaults.
 
     Args:
         hidden_size, num_hidden_layers, num_attention_heads: the size; a head has an even number of channels, their ratio.
@@ -34,8 +36,18 @@ class DualformerStackConfig(LlamaConfig):
     intermediate_size: int | None = None
     num_hidden_layers: int = 6
     num_attention_heads: int = 3
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
     max_position_embeddings: int = 65536
+    initializer_range: float = 0.02
     rms_norm_eps: float = 1e-5
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    rope_parameters: RopeParameters | dict | None = None
+    attention_bias: bool = False
+    attention_dropout: int | float | None = 0.0
+    mlp_bias: bool = False
     norm_affine: bool = True
     is_decoder: bool = False
     pad_token_id: int | None = 0
@@ -63,6 +75,8 @@ class DualformerStackConfig(LlamaConfig):
             self.intermediate_size = swiglu_width(self.hidden_size)
         if self.intermediate_size < 1:
             raise ValueError(f"`intermediate_size` must be 1 or more, got {self.intermediate_size}")
+        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
         super().__post_init__(**kwargs)
 
 
