@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-WORD = (
-    1 << 16
-)  # a draw is 16 bits, so a probability is met to within 1/131072; the scale is that of the probability met
+# A draw is 16 bits, so a probability is met to within 1/131072; the scale is that of the probability met
+WORD = 1 << 16
 
 
 class Dropout(nn.Dropout):

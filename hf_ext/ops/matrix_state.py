@@ -15,6 +15,7 @@ import torch
 from torch.library import CustomOpDef
 
 from .chunks import precision
+from .two_forms import for_export
 
 
 def gpu_form(eager: ModuleType, *tensors: torch.Tensor) -> ModuleType:
@@ -71,6 +72,5 @@ def register(name: str, eager: ModuleType, cpu_forward: Callable | None = None) 
 
 
 def unrolls(q: torch.Tensor, cu_seqlens: torch.Tensor | None) -> bool:
-    """Whether to lay the op out as plain torch operations: an exported program then runs where hf_ext is not installed, and
-    converts to ONNX."""
-    return cu_seqlens is None and torch.compiler.is_exporting() and isinstance(q.shape[1], int)
+    """Whether to lay the op out as plain torch operations; packed sequences cannot be."""
+    return cu_seqlens is None and for_export(q.shape[1])

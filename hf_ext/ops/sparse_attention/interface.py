@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import (
-    sdpa_mask as attention_mask,
-)  # bool (batch, 1, queries, keys), or None for causal or all
+
+# bool (batch, 1, queries, keys), or None for causal or all
+from transformers.masking_utils import sdpa_mask as attention_mask
 
 from . import quantizer_loss, sparse_attention
 

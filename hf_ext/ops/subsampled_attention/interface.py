@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.masking_utils import (
-    sdpa_mask as attention_mask,
-)  # bool (batch, 1, queries, keys), or None for causal or all
+
+# bool (batch, 1, queries, keys), or None for causal or all
+from transformers.masking_utils import sdpa_mask as attention_mask
 
 from ..self_attention import self_attention
 from . import SSAConfig, subsampled_attention
