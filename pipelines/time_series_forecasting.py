@@ -132,8 +132,8 @@ class TimeSeriesForecastingPipeline(Pipeline):
     def update(self, new_rows: Any, prediction_length: int | None = None) -> pd.DataFrame | np.ndarray:
         """Forecasts again after `new_rows`, given in the form of the series of the last call, which must have been a single one.
 
-        Only the context is kept, so a stream of any length takes constant memory, and so are the standardisation of the first call
-        and whatever the model caches (the operators of a graph).
+        The context and the standardisation of the first call are kept, so a stream of any length takes constant memory. The model
+        reads the whole context anew.
 
         Raises:
             ValueError: no call came before, other columns, or rows that do not follow the last ones.
