@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
+
+from torch import nn
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One residual branch of a layer: x + norm_out(module(norm_in(x))); names are attributes of the layer."""
+    """One residual branch of a layer: x + norm_out(module(norm_in(x))), or norm_out(x + module(x)) where there is no norm_in.
 
-    norm_in: str
-    module: str
+    Attributes:
+        norm_in, norm_out: norms, by attribute of the layer.
+        module: the attribute of the layer that holds the branch and nothing else; None where the layer holds its parts itself.
+        inputs: the linear layers that read the normed input; for an attention, queries, keys and values, or one for all three; for an
+            MLP, the one that is activated first. All names are seen from the layer.
+        output: the linear layer that ends the branch.
+    """
+
+    norm_in: str | None
+    module: str | None
     norm_out: str | None = None
+    inputs: tuple[str, ...] = ()
+    output: str = ""
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -21,35 +34,94 @@ class Branch:
 
 @dataclass(frozen=True)
 class Family:
-    """`layers`: attribute of the base model. `positional`: what the base model passes to a layer unnamed, after the hidden states."""
+    """A model type.
+
+    Attributes:
+        layers: from the base model, "*" for each element of a list.
+        norm: the final norm, from the base model.
+        positional: what the base model passes to a layer unnamed, after the hidden states.
+    """
 
     layers: str
     attention: Branch
     mlp: Branch
+    norm: str | None = None
     positional: tuple[str, ...] = ()
+
+    @property
+    def post_norm(self) -> bool:
+        """Whether a norm follows the residual sum."""
+        return self.attention.norm_in is None
 
 
 LLAMA_LIKE = Family(
     layers="layers",
-    attention=Branch("input_layernorm", "self_attn"),
-    mlp=Branch("post_attention_layernorm", "mlp"),
+    attention=Branch(
+        "input_layernorm",
+        "self_attn",
+        inputs=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        output="self_attn.o_proj",
+    ),
+    mlp=Branch(
+        "post_attention_layernorm", "mlp", inputs=("mlp.gate_proj", "mlp.up_proj"), output="mlp.down_proj"
+    ),
+    norm="norm",
+)
+VIT_LIKE = Family(
+    layers="layers",
+    attention=Branch(
+        "layernorm_before",
+        "attention",
+        inputs=("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+        output="attention.o_proj",
+    ),
+    mlp=Branch("layernorm_after", "mlp", inputs=("mlp.fc1",), output="mlp.fc2"),
+    norm="layernorm",
+)
+BERT_LIKE = Family(
+    layers="encoder.layer",
+    attention=Branch(
+        None,
+        "attention",
+        norm_out="attention.output.LayerNorm",
+        inputs=("attention.self.query", "attention.self.key", "attention.self.value"),
+        output="attention.output.dense",
+    ),
+    mlp=Branch(None, None, norm_out="output.LayerNorm", inputs=("intermediate.dense",), output="output.dense"),
 )
 
 FAMILIES: dict[str, Family] = {
     "llama": LLAMA_LIKE,
     "mistral": LLAMA_LIKE,
     "qwen2": LLAMA_LIKE,
-    "gemma2": Family(
-        layers="layers",
-        attention=Branch("input_layernorm", "self_attn", "post_attention_layernorm"),
-        mlp=Branch("pre_feedforward_layernorm", "mlp", "post_feedforward_layernorm"),
+    "gemma2": replace(
+        LLAMA_LIKE,
+        attention=replace(LLAMA_LIKE.attention, norm_out="post_attention_layernorm"),
+        mlp=replace(LLAMA_LIKE.mlp, norm_in="pre_feedforward_layernorm", norm_out="post_feedforward_layernorm"),
     ),
     "gpt2": Family(
         layers="h",
-        attention=Branch("ln_1", "attn"),
-        mlp=Branch("ln_2", "mlp"),
+        attention=Branch("ln_1", "attn", inputs=("attn.c_attn",), output="attn.c_proj"),
+        mlp=Branch("ln_2", "mlp", inputs=("mlp.c_fc",), output="mlp.c_proj"),
+        norm="ln_f",
         positional=("past_key_values", "attention_mask", "encoder_hidden_states"),
     ),
+    "opt": Family(
+        layers="decoder.layers",
+        attention=Branch(
+            "self_attn_layer_norm",
+            "self_attn",
+            inputs=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            output="self_attn.out_proj",
+        ),
+        mlp=Branch("final_layer_norm", None, inputs=("fc1",), output="fc2"),
+        norm="decoder.final_layer_norm",
+    ),
+    "vit": VIT_LIKE,
+    "deit": VIT_LIKE,
+    "swin": replace(VIT_LIKE, layers="encoder.layers.*.blocks"),
+    "bert": BERT_LIKE,
+    "roberta": BERT_LIKE,
 }
 
 
@@ -61,6 +133,16 @@ def family_of(model: Any) -> Family:
     return FAMILIES[model_type]
 
 
-def layers_of(model: Any) -> Any:
-    """The `ModuleList` of layers, of a base model or of one with a head."""
-    return getattr(model.base_model, family_of(model).layers)
+def layers_of(model: Any) -> list[nn.Module]:
+    """The layers in the order in which they run, of a base model or of one with a head."""
+    return list(_found(model.base_model, family_of(model).layers.split(".")))
+
+
+def _found(module: nn.Module, path: list[str]) -> Iterator[nn.Module]:
+    if not path:
+        yield from module
+    elif path[0] == "*":
+        for child in module:
+            yield from _found(child, path[1:])
+    else:
+        yield from _found(getattr(module, path[0]), path[1:])
