@@ -40,6 +40,7 @@ class Family:
         layers: from the base model, "*" for each element of a list.
         norm: the final norm, from the base model.
         positional: what the base model passes to a layer unnamed, after the hidden states.
+        plain: whether a layer is its two branches and nothing else, each in a module of its own.
     """
 
     layers: str
@@ -47,6 +48,7 @@ class Family:
     mlp: Branch
     norm: str | None = None
     positional: tuple[str, ...] = ()
+    plain: bool = True
 
     @property
     def post_norm(self) -> bool:
@@ -88,6 +90,7 @@ BERT_LIKE = Family(
         output="attention.output.dense",
     ),
     mlp=Branch(None, None, norm_out="output.LayerNorm", inputs=("intermediate.dense",), output="output.dense"),
+    plain=False,
 )
 
 FAMILIES: dict[str, Family] = {
@@ -116,10 +119,11 @@ FAMILIES: dict[str, Family] = {
         ),
         mlp=Branch("final_layer_norm", None, inputs=("fc1",), output="fc2"),
         norm="decoder.final_layer_norm",
+        plain=False,
     ),
     "vit": VIT_LIKE,
     "deit": VIT_LIKE,
-    "swin": replace(VIT_LIKE, layers="encoder.layers.*.blocks"),
+    "swin": replace(VIT_LIKE, layers="encoder.layers.*.blocks", plain=False),
     "bert": BERT_LIKE,
     "roberta": BERT_LIKE,
 }

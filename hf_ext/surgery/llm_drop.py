@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from . import Recipe
-from .families import Branch, family_of, layers_of
+from .families import Branch, Family, family_of, layers_of
 
 Target = Literal["attention", "mlp", "joint", "block", "block_consecutive"]
 
@@ -44,7 +44,7 @@ class LlmDrop(Recipe):
             setattr(self, target, sorted(set(indices)))
 
     def rebuild(self, model: Any) -> None:
-        family, layers = family_of(model), layers_of(model)
+        family, layers = droppable(model), layers_of(model)
         last = len(layers) - 1
         if too_large := [i for i in (*self.attention, *self.mlp) if i > last]:
             raise ValueError(f"LlmDrop names layers {too_large}, but {type(model).__name__} has layers 0 to {last}")
@@ -64,8 +64,23 @@ class LlmDrop(Recipe):
         _assign_cache_entries(model.config, layers, family.attention.module)
 
 
+def droppable(model: Any) -> Family:
+    """The family of a model whose branches can be dropped; a ValueError with the reason otherwise."""
+    family = family_of(model)
+    name = model.config.model_type.removeprefix("surgical_")
+    if family.post_norm:
+        raise ValueError(
+            f"LLM-Drop removes a norm together with the branch that it precedes; in '{name}' norms follow the residual sum"
+        )
+    if not family.plain:
+        raise ValueError(
+            f"LLM-Drop is for layers that are an attention and an MLP, each a module with a norm before it; those of '{name}' are more"
+        )
+    return family
+
+
 class PartialLayer:
-    """Marks decoder layers that lost a branch."""
+    """Marks layers that lost a branch."""
 
 
 def _whole_layer(layer_class: type) -> type:
@@ -81,7 +96,6 @@ def _partial_layer(layer_class: type, attention: Branch, mlp: Branch, positional
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         kwargs |= {name: value for name, value in zip(positional, args) if value is not None}
-        kwargs = {"past_key_values": None} | kwargs
         if getattr(self, attention.module) is not None:
             hidden_states = hidden_states + _branch(self, attention, hidden_states, **kwargs)
         if getattr(self, mlp.module) is not None:
@@ -95,6 +109,7 @@ def _partial_layer(layer_class: type, attention: Branch, mlp: Branch, positional
 def _branch(layer: nn.Module, branch: Branch, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
     output = getattr(layer, branch.module)(getattr(layer, branch.norm_in)(hidden_states), **kwargs)
     output = output[0] if isinstance(output, tuple) else output
+    output = getattr(layer, "dropout", nn.Identity())(output)
     return output if branch.norm_out is None else getattr(layer, branch.norm_out)(output)
 
 
@@ -108,6 +123,8 @@ def _assign_cache_entries(config: Any, layers: nn.ModuleList, attention: str) ->
     kept = [
         (getattr(layer, attention), kind) for layer, kind in zip(layers, types) if getattr(layer, attention) is not None
     ]
+    if kept and not hasattr(kept[0][0], "layer_idx"):
+        return  # an encoder: there is no cache
     if types[0] not in {kind for _, kind in kept}:
         of_type = f" of type '{types[0]}'" if len(free) > 1 else ""
         raise ValueError(
@@ -143,14 +160,20 @@ class _Meter:
         self.sums: dict[str, torch.Tensor] = {}
         self.count = 0
         self.keep: torch.Tensor | None = None
+        self.counted = False
 
-    def start(self, keep: torch.Tensor) -> None:
-        """`keep`: (batch, length) bool, the tokens that count."""
+    def start(self, keep: torch.Tensor | None) -> None:
+        """`keep`: (batch, length) bool, the tokens that count; all of them when None."""
         self.keep = keep
-        self.count += int(keep.sum())
+        self.counted = False
 
     def add(self, name: str, place: tuple[int, ...], before: torch.Tensor, after: torch.Tensor) -> None:
         cosine = nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
+        if self.keep is None:
+            self.keep = torch.ones_like(cosine, dtype=torch.bool)
+        if not self.counted:
+            self.count += int(self.keep.sum())
+            self.counted = True
         shape = (self.layers,) * len(place)
         sums = self.sums.setdefault(name, torch.full(shape, float("-inf"), dtype=torch.float64))
         total = cosine[self.keep.to(cosine.device)].double().sum().item()
@@ -166,26 +189,27 @@ def compute_similarities(model: Any, batches: Iterable[torch.Tensor | Mapping[st
     """Measures every similarity in one pass over the intact model (paper, section 3).
 
     Args:
-        model: a language model of a known family; layers changed already are measured as they are.
-        batches: token ids (batch, length), or dicts with `input_ids` and, where there is padding, `attention_mask`.
+        model: a model of a known family; layers changed already are measured as they are.
+        batches: token ids (batch, length), or dicts with `input_ids` and, where there is padding, `attention_mask`, or with
+            `pixel_values`.
 
     Raises:
         ValueError: no batches, or a batch without tokens.
     """
-    layers = layers_of(model)
-    meter = _Meter(len(layers))
+    droppable(model)
+    meter = _Meter(len(layers_of(model)))
     training = model.training
     model.eval()
     with _measuring(model, meter):
         for batch in batches:
             inputs = dict(batch) if isinstance(batch, Mapping) else {"input_ids": torch.as_tensor(batch)}
-            ids = inputs["input_ids"]
-            if ids.ndim != 2 or not ids.numel():
+            ids = inputs.get("input_ids")
+            if ids is not None and (ids.ndim != 2 or not ids.numel()):
                 raise ValueError(f"A calibration batch is token ids of shape (batch, length), got {tuple(ids.shape)}")
-            meter.start(inputs.get("attention_mask", torch.ones_like(ids)).bool())
+            meter.start(inputs["attention_mask"].bool() if "attention_mask" in inputs else None)
             device = next(model.parameters()).device
-            wanted = {k: inputs[k].to(device) for k in ("input_ids", "attention_mask") if k in inputs}
-            model.base_model(**wanted, use_cache=False)
+            wanted = {k: inputs[k].to(device) for k in ("input_ids", "attention_mask", "pixel_values") if k in inputs}
+            model.base_model(**wanted, **({} if ids is None else {"use_cache": False}))
     model.train(training)
     if not meter.count:
         raise ValueError("compute_similarities needs at least one calibration batch with a token that is not padding")

@@ -4,11 +4,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, DynamicCache, StaticCache
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DynamicCache,
+    OPTConfig,
+    StaticCache,
+    ViTConfig,
+    ViTForImageClassification,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hf_ext.surgery import LlmDrop, apply
-from hf_ext.surgery.families import FAMILIES, family_of, layers_of
+from hf_ext.surgery.families import family_of, layers_of
 from hf_ext.surgery.llm_drop import choose, compute_similarities, rank
 
 LAYERS = 6
@@ -43,8 +54,9 @@ SIZES = {
     "gemma2": SMALL | {"sliding_window": 5},
     "gpt2": GPT2,
 }
+WIDTHS = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
 IDS = torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed(0))
-families = pytest.mark.parametrize("family", FAMILIES)
+families = pytest.mark.parametrize("family", SIZES)
 
 
 def dense(family="llama"):
@@ -230,11 +242,33 @@ def test_bad_requests_say_what_is_allowed(recipe, message):
 
 
 def test_unknown_family_lists_the_known_ones():
-    from transformers import BertConfig, BertModel
+    from transformers import BloomConfig, BloomModel
 
-    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
     with pytest.raises(ValueError, match="llama, mistral"):
-        apply(BertModel(config), LlmDrop([0]))
+        apply(BloomModel(BloomConfig(hidden_size=8, n_layer=1, n_head=1, vocab_size=9)), LlmDrop([0]))
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (BertConfig(**WIDTHS, vocab_size=9), "'bert' norms follow the residual sum"),
+        (OPTConfig(hidden_size=8, ffn_dim=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9), "'opt' are more"),
+    ],
+)
+def test_layers_without_two_branches_of_their_own_are_refused_with_the_reason(config, reason):
+    with pytest.raises(ValueError, match=reason):
+        apply(AutoModel.from_config(config), LlmDrop([0]))
+
+
+@torch.no_grad()
+def test_image_classifiers_are_measured_and_dropped_too():
+    torch.manual_seed(0)
+    model = ViTForImageClassification(ViTConfig(**WIDTHS | {"num_hidden_layers": 3}, image_size=8, patch_size=4)).eval()
+    model.vit.layers[1].attention.o_proj.weight.zero_()
+    images = torch.randn(2, 3, 8, 8)
+    smaller = apply(model, choose(compute_similarities(model, [{"pixel_values": images}]), 1))
+    assert smaller.config.surgery == [{"name": "llm_drop", "attention": [1], "mlp": []}]
+    torch.testing.assert_close(smaller(images).logits, model(images).logits)
 
 
 def test_unknown_surgery_in_a_config_is_one_clear_error(tmp_path):
