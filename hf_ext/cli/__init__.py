@@ -20,6 +20,7 @@ COMMANDS = {
     "info": "hf_ext.cli.info",
     "run": "hf_ext.cli.run",
     "convert": "hf_ext.cli.convert",
+    "compress": "hf_ext.cli.compress",
     "reproduce": "hf_ext.cli.reproduce",
     "bench": "hf_ext.cli.bench",
     "publish": "hf_ext.cli.publish",

@@ -1,6 +1,7 @@
 """Changes to models that exist already, stored in config.json and restored by plain `AutoModelFor*.from_pretrained`.
 
     smaller = apply(model, LlmDrop(attention=[21, 22, 25]))     # a SurgicalLlamaForCausalLM
+    smaller = compress(model, ["llm_drop:attention=8", "pre_rmsnorm"], calibration=batches)     # chosen by a calibration
     smaller.save_pretrained(folder)
     AutoModelForCausalLM.from_pretrained(folder)                # the changed model, alone or in 8-bit, sharded, with adapters
 
@@ -166,7 +167,11 @@ def _register_adapter_targets(constants: Any) -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """`LlmDrop` and the other recipes, and `Surgical<Base>` for every model class of Transformers."""
+    """`compress`, `LlmDrop` and the other recipes, and `Surgical<Base>` for every model class of Transformers."""
+    if name == "compress":
+        from .composing import compress
+
+        return compress
     for module, recipe in RECIPES.items():
         if name == recipe:
             return getattr(import_module(f"{__name__}.{module}"), name)

@@ -64,9 +64,7 @@ LLAMA_LIKE = Family(
         inputs=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         output="self_attn.o_proj",
     ),
-    mlp=Branch(
-        "post_attention_layernorm", "mlp", inputs=("mlp.gate_proj", "mlp.up_proj"), output="mlp.down_proj"
-    ),
+    mlp=Branch("post_attention_layernorm", "mlp", inputs=("mlp.gate_proj", "mlp.up_proj"), output="mlp.down_proj"),
     norm="norm",
 )
 VIT_LIKE = Family(

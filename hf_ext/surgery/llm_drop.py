@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
-from . import Recipe
+from . import Recipe, apply
 from .families import Branch, Family, family_of, layers_of
 
 Target = Literal["attention", "mlp", "joint", "block", "block_consecutive"]
@@ -327,4 +327,26 @@ def choose(similarities: Similarities, n: int, target: Target = "attention", **o
     return LlmDrop(attention=picked, mlp=picked)
 
 
-__all__ = ["LlmDrop", "Similarities", "choose", "compute_similarities", "rank"]
+def compress(model: Any, calibration: Any, **count: int) -> Any:
+    """The model without what a calibration finds most redundant.
+
+    Args:
+        calibration: batches, as `compute_similarities` takes them.
+        count: one of `attention=8`, `mlp=4`, `joint=6`, `block=2`, `block_consecutive=2`, or several, done one after the other.
+
+    Raises:
+        ValueError: no calibration, no count, or more than there is.
+    """
+    targets = list(get_args(Target))
+    if not count or set(count) - set(targets):
+        raise ValueError(
+            f"llm_drop takes how many of what to drop, {', '.join(f'{t}=N' for t in targets)}, got {count}"
+        )
+    if not calibration:
+        raise ValueError("llm_drop chooses by similarity, which needs a calibration")
+    for target, n in count.items():
+        model = apply(model, choose(compute_similarities(model, calibration), n, target))
+    return model
+
+
+__all__ = ["LlmDrop", "Similarities", "choose", "compress", "compute_similarities", "rank"]

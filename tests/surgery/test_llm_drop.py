@@ -252,7 +252,10 @@ def test_unknown_family_lists_the_known_ones():
     ("config", "reason"),
     [
         (BertConfig(**WIDTHS, vocab_size=9), "'bert' norms follow the residual sum"),
-        (OPTConfig(hidden_size=8, ffn_dim=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9), "'opt' are more"),
+        (
+            OPTConfig(hidden_size=8, ffn_dim=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9),
+            "'opt' are more",
+        ),
     ],
 )
 def test_layers_without_two_branches_of_their_own_are_refused_with_the_reason(config, reason):
