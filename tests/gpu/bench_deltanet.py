@@ -1,4 +1,5 @@
-"""The delta rule on a GPU: the Triton kernels against the token loop, then times beside flash-linear-attention, in bf16 and in fp32.
+"""The delta rule and the selective scan on a GPU: the Triton kernels against the token loop, then the delta rule's times beside
+flash-linear-attention, in bf16 and in fp32.
 
     python -m tests.gpu.bench_deltanet
 
@@ -16,6 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from hf_ext.ops.delta_rule import delta_rule, reference
+from hf_ext.ops.selective_scan import reference as scan_reference
+from hf_ext.ops.selective_scan import selective_scan
 from tests.gpu.recurrence import check, exit_without_a_gpu, table
 
 SHAPES = [(4, 2048, 16, 128), (1, 8192, 96, 128), (2, 16384, 16, 128)]
@@ -35,6 +38,20 @@ def draw(batch, tokens, heads, channels, step, dtype):
     return [x.requires_grad_() for x in (q, k, v, beta.to(dtype))]
 
 
+SCANS = [((2, 40, 32, 16), None), ((1, 1000, 64, 16), None)]  # batch, tokens, channels, state size; no borders
+
+
+def draw_scan(batch, tokens, channels, states, dtype):
+    x, dt = (torch.randn(batch, tokens, channels, device="cuda") for _ in range(2))
+    B, C = (torch.randn(batch, tokens, states, device="cuda") for _ in range(2))
+    A = -torch.arange(1.0, states + 1, device="cuda").repeat(channels, 1)
+    return [tensor.to(dtype).requires_grad_() for tensor in (x, F.softplus(dt), A, B, C)]
+
+
+def signed(scan, *inputs, cu_seqlens=None):
+    return scan(*inputs, allow_neg_eigval=True)
+
+
 def peers(dtype: torch.dtype, tokens: int) -> dict:
     found = {"hf_ext": lambda q, k, v, beta: delta_rule(q, k, v, beta)[0]}
     if find_spec("fla") and (dtype != torch.float32 or tokens == 1):
@@ -47,7 +64,8 @@ def peers(dtype: torch.dtype, tokens: int) -> dict:
 
 if __name__ == "__main__":
     exit_without_a_gpu()
-    if not check(delta_rule, reference, CHECKS, draw):
+    good = check(delta_rule, reference, CHECKS, draw)
+    if not check(partial(signed, selective_scan), partial(signed, scan_reference), SCANS, draw_scan) or not good:
         sys.exit(1)
     for dtype in (torch.bfloat16, torch.float32):
         for batch, tokens, heads, channels in (*SHAPES, (64, 1, 16, 128)):
