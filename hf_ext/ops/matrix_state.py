@@ -8,24 +8,13 @@ kernels that serves CUDA tensors, imported on a GPU call alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from types import ModuleType
 
 import torch
 from torch.library import CustomOpDef
 
 from .chunks import precision
-from .two_forms import for_export
-
-
-def gpu_form(eager: ModuleType, *tensors: torch.Tensor) -> ModuleType:
-    """The module whose kernels serve these CUDA tensors: `triton` beside `eager`, or `eager` for float64 and without Triton."""
-    if precision(*tensors) == torch.float64:
-        return eager
-    try:
-        return import_module(eager.__name__.rpartition(".")[0] + ".triton")
-    except ImportError:
-        return eager
+from .two_forms import for_export, gpu_form
 
 
 def register(name: str, eager: ModuleType, cpu_forward: Callable | None = None) -> CustomOpDef:
@@ -40,11 +29,11 @@ def register(name: str, eager: ModuleType, cpu_forward: Callable | None = None) 
 
     @forward.register_kernel("cuda")
     def _(q, k, v, x, scale, initial_state, cu_seqlens):
-        return gpu_form(eager, q, k, v, x).forward(q, k, v, x, scale, initial_state, cu_seqlens)
+        return gpu_form(eager, (q, k, v, x)).forward(q, k, v, x, scale, initial_state, cu_seqlens)
 
     @backward.register_kernel("cuda")
     def _(grad_o, grad_final, q, k, v, x, scale, initial_state, cu_seqlens):
-        return gpu_form(eager, q, k, v, x).backward(grad_o, grad_final, q, k, v, x, scale, initial_state, cu_seqlens)
+        return gpu_form(eager, (q, k, v, x)).backward(grad_o, grad_final, q, k, v, x, scale, initial_state, cu_seqlens)
 
     @forward.register_fake
     def _(q, k, v, x, scale, initial_state, cu_seqlens):

@@ -7,6 +7,8 @@ Letters: C tokens of a chunk, H heads of k and v, G query heads per head of k, K
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
@@ -40,6 +42,21 @@ def dot(a, b, DTYPE: tl.constexpr):
     return tl.dot(a.to(DTYPE), b.to(DTYPE), input_precision="ieee")
 
 
+def _pieces(borders: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """(borders, chunks before each sequence, first token of each chunk, end of each chunk's sequence)"""
+    counts = (borders.diff() + C - 1) // C
+    chunks = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+    sequence = torch.arange(len(counts), device=borders.device).repeat_interleave(counts)
+    starts = borders[sequence] + (torch.arange(len(sequence), device=borders.device) - chunks[sequence]) * C
+    return borders, chunks, starts, borders[sequence + 1]
+
+
+@lru_cache(maxsize=32)
+def _even_pieces(batch: int, length: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Of sequences of one length; kept, since working them out takes longer than some kernels and makes the host wait for the GPU."""
+    return _pieces(torch.arange(0, batch * length + 1, length, device=device))
+
+
 class Layout:
     """Sizes, borders and blocks that the launches share."""
 
@@ -48,19 +65,14 @@ class Layout:
         self.H, self.G, self.V = heads, q.shape[2] // heads, v.shape[3]
         self.tokens = batch * length
         if cu_seqlens is None:
-            self.borders = torch.arange(0, self.tokens + 1, length, device=q.device)
+            pieces = _even_pieces(batch, length, q.device)
         else:
-            self.borders = cu_seqlens.to(q.device, torch.int64)
-        self.sequences = len(self.borders) - 1
+            pieces = _pieces(cu_seqlens.to(q.device, torch.int64))
+        self.borders, self.chunks, self.starts, self.ends = pieces
+        self.sequences, self.count = len(self.borders) - 1, len(self.starts)
         self.BK = max(16, triton.next_power_of_2(self.K))  # all key channels
         self.BV = min(64, max(16, triton.next_power_of_2(self.V)))
         self.short = length <= SHORT
-        counts = (self.borders.diff() + C - 1) // C
-        self.chunks = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-        sequence = torch.arange(self.sequences, device=q.device).repeat_interleave(counts)
-        self.count = len(sequence)
-        self.starts = self.borders[sequence] + (torch.arange(self.count, device=q.device) - self.chunks[sequence]) * C
-        self.ends = self.borders[sequence + 1]
 
     @property
     def state_shape(self) -> tuple[int, int, int, int]:

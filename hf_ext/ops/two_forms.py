@@ -1,8 +1,10 @@
-"""Registration of ops whose torch form (module `eager`) and C++ form (`native.cpp`) have functions of one signature."""
+"""Registration of ops whose torch (`eager`), C++ (`native.cpp`) and Triton (`triton`) forms have functions of one signature."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +17,8 @@ from . import native
 def register(name: str, eager: ModuleType) -> tuple[CustomOpDef, CustomOpDef]:
     """`hf_ext::NAME` and `hf_ext::NAME_backward`, from `forward` and `backward` of the op's module `eager`.
 
-    On a CPU the C++ form serves, where there is one, with contiguous tensors; everywhere else `eager` does.
+    On a CPU the C++ form serves, where there is one, with contiguous tensors; on a GPU the module `triton` beside `eager`, where there
+    is one; everywhere else `eager` does.
     """
     op = eager.__name__.split(".")[-2]
 
@@ -26,11 +29,30 @@ def register(name: str, eager: ModuleType) -> tuple[CustomOpDef, CustomOpDef]:
 
         return run
 
+    def on_gpu(direction: str) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            return getattr(gpu_form(eager, arguments), direction)(*arguments)
+
+        return run
+
     forward = torch.library.custom_op(f"hf_ext::{name}", eager.forward, mutates_args=())
     backward = torch.library.custom_op(f"hf_ext::{name}_backward", eager.backward, mutates_args=())
     forward.register_kernel("cpu")(on_cpu("forward"))
     backward.register_kernel("cpu")(on_cpu("backward"))
+    if find_spec(f"{eager.__package__}.triton"):
+        forward.register_kernel("cuda")(on_gpu("forward"))
+        backward.register_kernel("cuda")(on_gpu("backward"))
     return forward, backward
+
+
+def gpu_form(eager: ModuleType, arguments: Iterable[Any]) -> ModuleType:
+    """The module whose kernels serve these CUDA tensors: `triton` beside `eager`, or `eager` for float64 and without Triton."""
+    if any(x.dtype == torch.float64 for x in arguments if torch.is_tensor(x)):
+        return eager
+    try:
+        return import_module(f"{eager.__package__}.triton")
+    except ImportError:
+        return eager
 
 
 def for_export(tokens: int) -> bool:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hf_ext.ops import native
 from hf_ext.ops.prefix_scan_attention import PrefixState, prefix_softmax_attention, reference
+from tests.ops.triton_form import assert_kernel_compiles, assert_kernels_equal_eager, needs_triton
 from tests.threads import with_threads
 
 
@@ -238,3 +239,46 @@ WRONG = {
 def test_shapes_that_do_not_fit_are_named(message):
     with pytest.raises(ValueError, match=message):
         call(prefix_softmax_attention, **inputs() | WRONG[message])
+
+
+def results(form, mask=False, **shape):
+    """Outputs, states and gradients of one form as the op calls it"""
+    drawn = {name: x.detach() for name, x in inputs(dtype=torch.float32, **shape).items()}
+    q, k, v, *state = drawn.values()
+    state = state or [None] * 3
+    kept = torch.rand(k.shape[:2], generator=torch.Generator().manual_seed(1)) > 0.4 if mask else None
+    o, *last, scores, normalizers = form.forward(q, k, v, kept, *state, 0.3, True)
+    grads = [torch.randn(x.shape, generator=torch.Generator().manual_seed(2)) for x in (o, *last[:2])]
+    return o, *last, *form.backward(*grads, q, k, v, state[2], o, last[1], scores, normalizers, 0.3)
+
+
+@needs_triton
+def test_triton_kernels_equal_the_torch_form_in_the_interpreter():
+    cases = {
+        "one token": {"batch": 2, "tokens": 1, "state": False},
+        "one chunk": {"tokens": 64, "key_channels": 16, "value_channels": 16},
+        "two chunks, odd channels": {"tokens": 70, "mask": True},
+        "several blocks of channels": {
+            "batch": 1,
+            "tokens": 130,
+            "key_channels": 70,
+            "value_channels": 80,
+            "state": False,
+        },
+        "large scores": {"strength": 100.0, "mask": True},
+    }
+    assert_kernels_equal_eager("prefix_scan_attention", cases, bound=2e-5)
+
+
+@needs_triton
+@pytest.mark.parametrize("kernel", ["scan_forward", "scan_backward", "key_gradients"])
+def test_triton_kernels_compile_without_a_gpu(kernel):
+    types = {name: "*bf16" for name in ("grad_o", "dk")} | {
+        "mask": "*i1",
+        "T": "i32",
+        "B": "i32",
+        "size": "i32",
+        "parts": "i32",
+    }
+    constants = {"C": 64, "BK": 64, "BV": 64, "HAS_MASK": True, "SAVE": True, "EXACT": False}
+    assert_kernel_compiles("prefix_scan_attention", kernel, types, constants)

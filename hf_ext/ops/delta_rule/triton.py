@@ -296,7 +296,7 @@ def _chunk_parts(layout, k, v, beta, start, final) -> tuple[torch.Tensor, torch.
     """Inverses, states before the chunks and errors, which both passes need."""
     inverse = k.new_empty(layout.count, layout.H, C, C, dtype=torch.float32)
     before = k.new_empty(layout.count, *layout.state_shape[1:], dtype=torch.float32)
-    errors, BV = torch.empty_like(v, dtype=torch.float32), min(32, layout.BV)
+    errors, BV = torch.empty_like(v, dtype=torch.float32), _value_block(layout, k.dtype)
     chunk_inverse[(layout.count, layout.H)](
         k, beta, inverse, layout.starts, layout.ends, layout.H, layout.K, C, min(64, layout.BK)
     )
@@ -305,6 +305,11 @@ def _chunk_parts(layout, k, v, beta, start, final) -> tuple[torch.Tensor, torch.
         layout.H, layout.K, layout.V, C, layout.BK, BV, start is not None,
     )  # fmt: skip
     return inverse, before, errors
+
+
+def _value_block(layout: Layout, dtype: torch.dtype) -> int:
+    """Value channels of a program that carries a state with all key channels: as many as leave room for its tiles."""
+    return min(16 if layout.BK > 128 and dtype == torch.float32 else 32, layout.BV)
 
 
 def backward(
@@ -323,7 +328,7 @@ def backward(
     start = None if initial_state is None else initial_state.float().contiguous()
     dfinal = grad_final.float().contiguous()
     layout = Layout(q, k, v, cu_seqlens)
-    sizes, BV = (layout.H, layout.K, layout.V), min(32, layout.BV)
+    sizes, BV = (layout.H, layout.K, layout.V), _value_block(layout, k.dtype)
     blocks, dstart = triton.cdiv(layout.V, BV), torch.empty_like(dfinal)
     with torch.cuda.device_of(q):  # the current device may be another one
         if layout.short:
@@ -339,7 +344,7 @@ def backward(
             after, dscaled = torch.empty_like(before), torch.empty_like(errors)
             chunk_dstates[(blocks, layout.sequences * layout.H)](
                 q, k, beta, inverse, do, dfinal, after, dscaled, dstart, layout.chunks, layout.starts, layout.ends, scale,
-                *sizes, C, layout.BK, BV,
+                *sizes, C, layout.BK, BV, num_stages=2,
             )  # fmt: skip
             dq, dk, dbeta = (torch.empty_like(x) for x in (q, k, beta))
             chunk_gradients[(layout.count, layout.H)](

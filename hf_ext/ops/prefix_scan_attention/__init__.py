@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..chunks import precision
-from ..two_forms import for_export, register
+from ..two_forms import for_export, gpu_form, register
 from . import eager
 from .reference import PrefixState, reference
 
@@ -39,18 +39,24 @@ def prefix_softmax_attention(
         ValueError: shapes that do not fit each other.
 
     Computes in float32 (float64 for float64 inputs), with memory linear in `tokens`: on a CPU by one C++ kernel each for forward and
-    backward; where there is no compiler, and on other devices, chunk by chunk in torch. No difference of scores overflows.
+    backward, on a GPU by Triton kernels that read 16-bit inputs as they are; where there is no compiler or Triton, chunk by chunk in
+    torch. No difference of scores overflows.
     """
     _check(q, k, v, attention_mask, initial_state)
     dtype = precision(q, k, v)
     scale = k.shape[-1] ** -0.5 if scale is None else float(scale)
-    inputs = [x.to(dtype) for x in (q, k, v)]
+    inputs = [q, k, v] if _fused(q, k, v) else [x.to(dtype) for x in (q, k, v)]
     state = [None] * 3 if initial_state is None else [x.to(dtype) for x in initial_state]
     mask = None if attention_mask is None else attention_mask.bool()
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*inputs, *state))
     forward = eager.forward if for_export(k.shape[1]) else _forward
     o, *state, _, _ = forward(*inputs, mask, *state, scale, save)
     return o.to(v.dtype), PrefixState(*state)
+
+
+def _fused(*tensors: torch.Tensor) -> bool:
+    """Whether the Triton form serves these tensors."""
+    return tensors[0].is_cuda and gpu_form(eager, tensors) is not eager
 
 
 def _check(q, k, v, attention_mask, initial_state) -> None:
@@ -80,12 +86,8 @@ _forward, _backward = register("prefix_softmax_attention", eager)
 def _(q, k, v, attention_mask, a, c, m, scale, save):
     batch, tokens, heads, channels = v.shape
     per_token = (batch, tokens, heads) if save else (0,)
-    return (
-        v.new_empty(v.shape),
-        v.new_empty(batch, heads, channels),
-        *(v.new_empty(batch, heads) for _ in range(2)),
-        *(v.new_empty(per_token) for _ in range(2)),
-    )
+    shapes = (batch, heads, channels), (batch, heads), (batch, heads), per_token, per_token
+    return v.new_empty(v.shape), *(v.new_empty(shape, dtype=precision(v)) for shape in shapes)
 
 
 @_backward.register_fake
@@ -104,7 +106,7 @@ def _setup_context(ctx, inputs, output) -> None:
 def _differentiate(ctx, grad_o, grad_a, grad_c, *_):
     q, k, v, m, o, c, scores, normalizers = ctx.saved_tensors
     grad_o = torch.zeros_like(o) if grad_o is None else grad_o
-    grad_a = torch.zeros_like(o[:, 0]) if grad_a is None else grad_a
+    grad_a = torch.zeros_like(o[:, 0], dtype=c.dtype) if grad_a is None else grad_a
     grad_c = torch.zeros_like(c) if grad_c is None else grad_c
     dq, dk, dv, da, dc = _backward(grad_o, grad_a, grad_c, q, k, v, m, o, c, scores, normalizers, ctx.scale)
     return dq, dk, dv, None, *((None, None) if m is None else (da, dc)), None, None, None

@@ -7,8 +7,9 @@ from types import ModuleType
 import torch
 
 from ..chunks import check_borders, check_state, flat_borders, precision, starting_state
-from ..matrix_state import gpu_form, unrolls
+from ..matrix_state import unrolls
 from ..native import load_native
+from ..two_forms import gpu_form
 from . import eager
 from .reference import reference
 
@@ -136,13 +137,13 @@ _backward = torch.library.custom_op("hf_ext::selective_scan_backward", _run_back
 
 @_forward.register_kernel("cuda")
 def _(x, dt, A, B, C, initial_state, cu_seqlens, allow_neg_eigval):
-    form = gpu_form(eager, x, dt, A, B, C)
+    form = gpu_form(eager, (x, dt, A, B, C))
     return form.forward(x, dt, A, B, C, initial_state, cu_seqlens, allow_neg_eigval)
 
 
 @_backward.register_kernel("cuda")
 def _(grad_y, grad_final, x, dt, A, B, C, initial_state, cu_seqlens, allow_neg_eigval):
-    form = gpu_form(eager, x, dt, A, B, C)
+    form = gpu_form(eager, (x, dt, A, B, C))
     return form.backward(grad_y, grad_final, x, dt, A, B, C, initial_state, cu_seqlens, allow_neg_eigval)
 
 

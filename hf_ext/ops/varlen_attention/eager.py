@@ -61,6 +61,7 @@ def _one_kernel(
 
     borders = cu_seqlens.to(torch.int32)
     longest = int(borders.diff().max())
+    grouped = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
     return varlen_attn(
         q,
         k,
@@ -71,5 +72,5 @@ def _one_kernel(
         longest,
         scale=scale,
         window_size=(-1, 0) if is_causal else (-1, -1),
-        enable_gqa=q.shape[1] != k.shape[1],
+        **grouped,
     )
