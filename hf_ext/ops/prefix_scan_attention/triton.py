@@ -65,7 +65,7 @@ def scan_forward(
         b_o = product(weights, b_v, EXACT) + decay[:, None] * weighted[None, :]
         store_rows(o, b_o / tl.where(sums > 0, sums, 1.0)[:, None], first, T, H * V, value, V, C, BV)
         if SAVE:
-            once = (tokens < T) & (tl.program_id(1) == 0)
+            once = tokens < tl.where(tl.program_id(1) == 0, T, 0)
             tl.store(scores + tokens.to(tl.int64) * H, s, mask=once)
             tl.store(normalizers + tokens.to(tl.int64) * H, peaks + tl.log(sums), mask=once)
         weighted = tl.sum(tl.where(rows[:, None] == C - 1, b_o, 0.0), 0)
