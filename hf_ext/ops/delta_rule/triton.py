@@ -5,6 +5,8 @@ Papers: arXiv 2406.06484, section 3; arXiv 2411.12537. Reference: fla-org/flash-
 On purpose different from the reference:
 - float32 is allowed, and the triangular inverse is kept and multiplied in it whatever the inputs' type;
 - one kernel carries the state through a head's chunks and writes their errors on the way: the WY factors W and U are never stored;
+- no sum of products is transposed before it is multiplied again (`tl.trans` of an accumulator): Triton 3.4 to 3.7 compile that wrongly for
+  Hopper GPUs, so transposes are computed as products of their own;
 - the recurrent backward keeps one vector per token, what the state misses of the value, and runs forward again from those.
 
 The chunk equations and the gradients are those of `eager.py`. Tokens of all sequences lie along one axis; `borders` says where each
@@ -154,15 +156,21 @@ def chunk_errors(
 
 
 @triton.jit
-def chunk_scores(q, k, first, last, head, H, K, C: tl.constexpr, BK: tl.constexpr):
-    """tril(Q K^T) of one chunk and head, (C, C)"""
+def chunk_scores(q, k, first, last, head, H, K, C: tl.constexpr, BK: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """tril(Q K^T) of one chunk and head, or its transpose, (C, C)"""
     rows = tl.arange(0, C)
     scores = tl.zeros((C, C), tl.float32)
     for channel in range(0, K, BK):
         b_q = load_rows(q + head * K, first, last, H * K, channel, K, C, BK)
         b_k = load_rows(k + head * K, first, last, H * K, channel, K, C, BK)
-        scores += dot(b_q, tl.trans(b_k), q.dtype.element_ty)
-    return tl.where(rows[:, None] >= rows[None, :], scores, 0.0)
+        if TRANSPOSED:
+            scores += dot(b_k, tl.trans(b_q), q.dtype.element_ty)
+        else:
+            scores += dot(b_q, tl.trans(b_k), q.dtype.element_ty)
+    if TRANSPOSED:
+        return tl.where(rows[:, None] <= rows[None, :], scores, 0.0)
+    else:
+        return tl.where(rows[:, None] >= rows[None, :], scores, 0.0)
 
 
 @triton.jit
@@ -173,7 +181,7 @@ def chunk_output(
     n, value, head = tl.program_id(0), tl.program_id(1) * BV, tl.program_id(2)
     first, last = tl.load(starts + n), tl.load(ends + n)
     before += (n * H + head).to(tl.int64) * K * V
-    scores = chunk_scores(q, k, first, last, head, H, K, C, BK)
+    scores = chunk_scores(q, k, first, last, head, H, K, C, BK, False)
     b_o = dot(scores, load_rows(errors + head * V, first, last, H * V, value, V, C, BV), q.dtype.element_ty)
     for channel in range(0, K, BK):
         b_q = load_rows(q + head * K, first, last, H * K, channel, K, C, BK)
@@ -199,8 +207,8 @@ def chunk_dstates(
         tl.store(after + (n * H + head).to(tl.int64) * K * V + place, dstate, mask=inside)
         b_k = load_rows(k + head * K, first, last, H * K, 0, K, C, BK)
         b_do = load_rows(do + head * V, first, last, H * V, value, V, C, BV) * scale
-        scores = chunk_scores(q, k, first, last, head, H, K, C, BK)
-        derror = dot(tl.trans(scores), b_do, q.dtype.element_ty) + dot(b_k, dstate, k.dtype.element_ty)
+        scores = chunk_scores(q, k, first, last, head, H, K, C, BK, True)
+        derror = dot(scores, b_do, q.dtype.element_ty) + dot(b_k, dstate, k.dtype.element_ty)
         tile = load_rows(inverse + (n * H + head).to(tl.int64) * C * C, 0, C, C, 0, C, C, C)
         b_ds = dot(tl.trans(tile), derror, tl.float32)
         store_rows(dscaled + head * V, b_ds, first, tl.minimum(last, first + C), H * V, value, V, C, BV)
@@ -227,25 +235,30 @@ def chunk_gradients(
     size = load_column(beta + head, first, last, H, C)
     b_dbeta = tl.zeros((C,), tl.float32)
     dscores, dlower, products = tl.zeros((C, C), tl.float32), tl.zeros((C, C), tl.float32), tl.zeros((C, C), tl.float32)
+    dscores_t, dlower_t = tl.zeros((C, C), tl.float32), tl.zeros((C, C), tl.float32)
     for value in range(0, V, BV):
         error = load_rows(errors, first, last, H * V, value, V, C, BV)
         b_ds = load_rows(dscaled, first, last, H * V, value, V, C, BV)
-        dscores += dot(load_rows(do, first, last, H * V, value, V, C, BV), tl.trans(error), q.dtype.element_ty)
+        b_do = load_rows(do, first, last, H * V, value, V, C, BV)
+        dscores += dot(b_do, tl.trans(error), q.dtype.element_ty)
+        dscores_t += dot(error, tl.trans(b_do), q.dtype.element_ty)
         dlower -= dot(b_ds, tl.trans(error), q.dtype.element_ty)
+        dlower_t -= dot(error, tl.trans(b_ds), q.dtype.element_ty)
         b_dbeta += tl.sum(b_ds * load_rows(v, first, last, H * V, value, V, C, BV), 1)
     for channel in range(0, K, BK):
         b_k = load_rows(k, first, last, H * K, channel, K, C, BK)
         products += dot(b_k, tl.trans(b_k), k.dtype.element_ty)
     dscores = tl.where(rows[:, None] >= rows[None, :], dscores * scale, 0.0)
+    dscores_t = tl.where(rows[:, None] <= rows[None, :], dscores_t * scale, 0.0)
     dlower = tl.where(rows[:, None] > rows[None, :], dlower, 0.0)
+    dlower_t = tl.where(rows[:, None] < rows[None, :], dlower_t, 0.0)
     b_dbeta += tl.sum(dlower * products, 1)
-    dproducts = size[:, None] * dlower
-    dproducts += tl.trans(dproducts)
+    dproducts = size[:, None] * dlower + size[None, :] * dlower_t
     for channel in range(0, K, BK):
         b_q = load_rows(q, first, last, H * K, channel, K, C, BK)
         b_k = load_rows(k, first, last, H * K, channel, K, C, BK)
         b_dq = dot(dscores, b_k, q.dtype.element_ty)
-        b_dk = dot(tl.trans(dscores), b_q, q.dtype.element_ty) + dot(dproducts, b_k, k.dtype.element_ty)
+        b_dk = dot(dscores_t, b_q, q.dtype.element_ty) + dot(dproducts, b_k, k.dtype.element_ty)
         through = tl.zeros((C, BK), tl.float32)  # of dscaled to what was recalled
         for value in range(0, V, BV):
             error = load_rows(errors, first, last, H * V, value, V, C, BV)

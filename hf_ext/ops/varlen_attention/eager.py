@@ -59,8 +59,8 @@ def _one_kernel(
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    borders = cu_seqlens.to(torch.int32)
-    longest = int(borders.diff().max())
+    borders = cu_seqlens.to(q.device, torch.int32)
+    longest = int(cu_seqlens.diff().max())
     grouped = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
     return varlen_attn(
         q,
