@@ -79,8 +79,11 @@ def _processor(source: str | Path, task: str) -> Any:
     from transformers import AutoImageProcessor, AutoTokenizer
 
     kind = {"image-classification": AutoImageProcessor, "": None}.get(task, AutoTokenizer)
+    folder = Path(source)
+    if kind is None or (kind is AutoTokenizer and folder.is_dir() and not any(folder.glob("tokenizer*"))):
+        return None  # Transformers would make a tokenizer without words
     try:
-        return kind and kind.from_pretrained(source)
+        return kind.from_pretrained(source)
     except (OSError, ValueError):  # a folder without one
         return None
 
@@ -158,7 +161,7 @@ def _labelled_text(path: Path, loaded: Loaded, batch_size: int, limit: int | Non
 
 
 def _label(value: Any, config: Any, path: Path) -> int:
-    names = config.label2id or {}
+    names = {name: number for number, name in (config.id2label or {}).items()}
     if value in names:
         return names[value]
     try:
@@ -177,7 +180,7 @@ def _labelled_images(path: Path, loaded: Loaded, batch_size: int, limit: int | N
     if path.is_dir():
         found = sorted(file for file in path.glob("*/*") if file.suffix.lower() in PICTURES)
         classes = sorted({file.parent.name for file in found})
-        known = set(classes) <= set(loaded.model.config.label2id or {})
+        known = set(classes) <= set((loaded.model.config.id2label or {}).values())
         items = [(file, file.parent.name if known else classes.index(file.parent.name)) for file in found]
     elif path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
