@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hf_ext.ops import native
 from hf_ext.ops.flashrnn import CELLS, flashrnn, reference
 from hf_ext.ops.flashrnn.constrint import solve
+from tests.ops.triton_form import assert_kernel_compiles, assert_kernels_equal_eager, needs_triton
 from tests.threads import with_threads
 
 NAMES = ("Wx", "R", "b", "states")
@@ -237,6 +238,52 @@ def test_an_exported_program_needs_nothing_of_this_package():
 )
 def test_any_shape_equals_the_loop(function, **shape):
     assert_equal_to_loop(inputs(function, **shape), atol=1e-10, rtol=1e-10, function=function)
+
+
+def results(form, function, masked=False, started=True, cut=False, gradient_clip=None, forward_clip=None, **shape):
+    """What `forward` and `backward` of a form return, for the kernels' test"""
+    Wx, R, b, states = (x.detach() for x in inputs(function, dtype=torch.float32, **shape).values())
+    states, generator = states if started else None, torch.Generator().manual_seed(1)
+    mask = torch.rand(Wx.shape[:2], generator=generator) < 0.6 if masked else None
+    options = (function, cut, gradient_clip, forward_clip)
+    outputs, last, pre = form.forward(Wx, R, b, states, mask, *options, True)
+    grads = (torch.randn(x.shape, generator=generator) for x in (outputs, last))
+    return outputs, last, pre, *form.backward(*grads, R, states, mask, outputs, pre, *options)
+
+
+TRITON_CASES = {
+    "plain": {"tokens": 3},
+    "masked": {"masked": True, "batch": 3, "tokens": 4, "heads": 1},
+    "one token from nothing": {"started": False, "tokens": 1, "heads": 1, "channels": 16},
+    "two blocks of the batch": {"batch": 17, "tokens": 2, "heads": 1, "channels": 33},
+    "weights from memory": {"tokens": 2, "heads": 1, "channels": 100},
+    "wider than the kernels": {"tokens": 2, "heads": 1, "channels": 130},
+    "gradient cut": {"cut": True, "tokens": 3, "heads": 1},
+    "gradient clipped": {"gradient_clip": 0.1, "tokens": 3, "heads": 1},
+    "masked and clipped": {"masked": True, "gradient_clip": 0.1, "forward_clip": 0.3, "tokens": 4, "heads": 1},
+    "extreme": {"started": False, "strength": 200.0, "tokens": 4, "heads": 1},
+}
+
+
+@needs_triton
+def test_triton_kernels_equal_the_torch_form_in_the_interpreter():
+    cases = {f"{f}, {name}": {"function": f} | case for f in CELLS for name, case in TRITON_CASES.items()}
+    assert_kernels_equal_eager("flashrnn", cases, bound=2e-5)
+
+
+@needs_triton
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize(("function", "channels"), [("slstm", 64), ("gru", 64), ("lstm", 128)])
+def test_triton_kernels_compile_for_a_gpu_that_is_not_there(function, channels, direction):
+    from hf_ext.ops.flashrnn import triton
+
+    _, _, constants = triton.launch(function, 16, 1024, 2, channels)
+    options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+    constants["STEP"] = triton.STEPS[function][direction == "backward"]
+    constants |= {"FIRST": CELLS[function].inputs.start, "SAVE": True, "CUT": False}
+    types = {"mask": "*i1", "clip": "fp32", "gradient_clip": "fp32"}
+    types |= {name: "i32" for name in ("B", "T", "of_token", "of_states", "of_start", "of_matrix")}
+    assert_kernel_compiles("flashrnn", f"{direction}_steps", types, constants, options)
 
 
 WRONG = {

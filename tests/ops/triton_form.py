@@ -46,7 +46,11 @@ def matrix_state_arguments(tensors: dict[str, torch.Tensor], cu_seqlens: torch.T
 
 
 def assert_kernel_compiles(
-    op: str, kernel: str, types: dict[str, str] | None = None, constants: dict[str, int] | None = None
+    op: str,
+    kernel: str,
+    types: dict[str, str] | None = None,
+    constants: dict[str, Any] | None = None,
+    options: dict[str, int] | None = None,
 ) -> None:
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
@@ -56,7 +60,8 @@ def assert_kernel_compiles(
     constants = {name: x for name, x in (CONSTANTS | (constants or {})).items() if name in function.arg_names}
     known = TYPES | (types or {})
     signature = {name: "constexpr" if name in constants else known.get(name, "*fp32") for name in function.arg_names}
-    compiled = triton.compile(ASTSource(function, signature, constants), target=GPUTarget("cuda", 90, 32))
+    source, target = ASTSource(function, signature, constants), GPUTarget("cuda", 90, 32)
+    compiled = triton.compile(source, target=target, options=options)
     assert compiled.metadata.shared <= 227 * 1024, "more shared memory than an H100 has"
 
 

@@ -53,8 +53,9 @@ def flashrnn(
     Raises:
         ValueError: shapes that do not fit each other or the function; bounds that are not positive.
 
-    Computes in float32 (float64 for float64 inputs): on a CPU by one C++ kernel each for forward and backward; where there is no
-    compiler, and on other devices, by a loop of torch operations.
+    Computes in float32 (float64 for float64 inputs): by one kernel each for forward and backward, C++ on a CPU and Triton on a GPU for
+    heads of up to 128 channels; without a compiler or Triton, for wider heads and float64 on a GPU, and on other devices, by a loop of
+    torch operations.
     """
     sequences = check_borders(Wx, cu_seqlens)
     _check(Wx, R, b, states, function, attention_mask, sequences, gradient_recurrent_clipval, forward_clipval)
