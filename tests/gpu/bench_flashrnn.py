@@ -1,4 +1,5 @@
-"""FlashRNN's op on a GPU: the Triton kernels (to 128 channels) and the torch form against the token loop, then times beside the loop and, with one head, cuDNN.
+"""FlashRNN's op on a GPU: the Triton kernels (up to 128 channels) and the torch form against the token loop, then times beside the
+loop and, with one head, cuDNN.
 
     python -m tests.gpu.bench_flashrnn
 
