@@ -18,13 +18,17 @@ C = 64
 
 
 @triton.jit
-def load_rows(pointer, first, last, stride, channel, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """ROWS tokens from `first` on and COLUMNS channels from `channel` on, float32, zeros outside."""
+def load_as_is(pointer, first, last, stride, channel, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """ROWS tokens from `first` on and COLUMNS channels from `channel` on, in their own type, zeros outside."""
     rows, columns = first + tl.arange(0, ROWS), channel + tl.arange(0, COLUMNS)
     mask = (rows[:, None] < last) & (columns[None, :] < channels)
-    return tl.load(pointer + rows[:, None].to(tl.int64) * stride + columns[None, :], mask=mask, other=0.0).to(
-        tl.float32
-    )
+    return tl.load(pointer + rows[:, None].to(tl.int64) * stride + columns[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def load_rows(pointer, first, last, stride, channel, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The same in float32."""
+    return load_as_is(pointer, first, last, stride, channel, channels, ROWS, COLUMNS).to(tl.float32)
 
 
 @triton.jit

@@ -5,8 +5,8 @@ Papers: arXiv 2406.06484, section 3; arXiv 2411.12537. Reference: fla-org/flash-
 On purpose different from the reference:
 - float32 is allowed, and the triangular inverse is kept and multiplied in it whatever the inputs' type;
 - one kernel carries the state through a head's chunks and writes their errors on the way: the WY factors W and U are never stored;
-- no sum of products is transposed before it is multiplied again (`tl.trans` of an accumulator): Triton 3.4 to 3.7 compile that wrongly for
-  Hopper GPUs, so transposes are computed as products of their own;
+- what is transposed before a product comes from memory as it is: Triton 3.4 to 3.7 wrongly compile for Hopper GPUs some products of 16-bit
+  tiles that were computed or converted in registers and then transposed, so such transposes are products of their own;
 - the recurrent backward keeps one vector per token, what the state misses of the value, and runs forward again from those.
 
 The chunk equations and the gradients are those of `eager.py`. Tokens of all sequences lie along one axis; `borders` says where each
@@ -21,7 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..tiles import C, Layout, dot, load_rows, store_rows
+from ..tiles import C, Layout, dot, load_as_is, load_rows, store_rows
 
 
 @triton.jit
@@ -145,7 +145,7 @@ def chunk_errors(
     for n in range(tl.load(chunks + sequence), tl.load(chunks + sequence + 1)):
         first, last = tl.load(starts + n), tl.load(ends + n)
         tl.store(before + (n * H + head).to(tl.int64) * K * V + place, state, mask=inside)
-        b_k = load_rows(k + head * K, first, last, H * K, 0, K, C, BK)
+        b_k = load_as_is(k + head * K, first, last, H * K, 0, K, C, BK)
         residual = load_rows(v + head * V, first, last, H * V, value, V, C, BV) - dot(b_k, state, k.dtype.element_ty)
         residual *= load_column(beta + head, first, last, H, C)[:, None]
         tile = load_rows(inverse + (n * H + head).to(tl.int64) * C * C, 0, C, C, 0, C, C, C)
@@ -205,7 +205,7 @@ def chunk_dstates(
         n = stop - 1 - (step - begin)
         first, last = tl.load(starts + n), tl.load(ends + n)
         tl.store(after + (n * H + head).to(tl.int64) * K * V + place, dstate, mask=inside)
-        b_k = load_rows(k + head * K, first, last, H * K, 0, K, C, BK)
+        b_k = load_as_is(k + head * K, first, last, H * K, 0, K, C, BK)
         b_do = load_rows(do + head * V, first, last, H * V, value, V, C, BV) * scale
         scores = chunk_scores(q, k, first, last, head, H, K, C, BK, True)
         derror = dot(scores, b_do, q.dtype.element_ty) + dot(b_k, dstate, k.dtype.element_ty)
@@ -213,7 +213,7 @@ def chunk_dstates(
         b_ds = dot(tl.trans(tile), derror, tl.float32)
         store_rows(dscaled + head * V, b_ds, first, tl.minimum(last, first + C), H * V, value, V, C, BV)
         b_dv = b_ds * load_column(beta + head, first, last, H, C)[:, None]
-        b_q = load_rows(q + head * K, first, last, H * K, 0, K, C, BK)
+        b_q = load_as_is(q + head * K, first, last, H * K, 0, K, C, BK)
         dstate += dot(tl.trans(b_q), b_do, q.dtype.element_ty) - dot(tl.trans(b_k), b_dv, k.dtype.element_ty)
     tl.store(dstart + (sequence * H + head).to(tl.int64) * K * V + place, dstate, mask=inside)
 
