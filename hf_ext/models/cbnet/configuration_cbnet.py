@@ -36,7 +36,7 @@ class CompositeBackboneConfig(PresetMixin, BackboneConfigMixin, PreTrainedConfig
     Presets, as published: `db-swin-t`, `db-swin-s`, `db-swin-b`, `db-swin-l`, `db-resnet50`, `db-resnet101`.
 
     Args:
-        backbone_config: the backbone that is composed, any that `hf_ext.models.cbnet.families` knows; Swin-T when left out.
+        backbone_config: the backbone that is composed, any that `hf_ext.layers.stages` knows; Swin-T when left out.
         num_backbones: copies of it; the last one leads, the others assist (2: the paper's dual backbone, 3: its triple backbone).
         prune_stages: how many of the first stages the later backbones leave out; they reuse the assistant's. The stem is always shared.
             The authors' `cb_del_stages` of 1 is 1 for ResNet and 0 for Swin.

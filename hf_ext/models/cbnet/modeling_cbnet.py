@@ -5,8 +5,8 @@ Reference: VDIGPKU/CBNetV2, mmdet/models/backbones/cbnet.py, necks/cbnet_fpn.py;
 that code.
 
 Where the port differs on purpose: the reference composes two Swins or two ResNets; here it is two or more backbones of every family in
-`families.py`, each assistant linked to the backbone after it. The lead has no parameters that nothing uses (the reference's second ResNet
-keeps the stem's BatchNorm). The pyramid of the assistants is computed in training or on request.
+`hf_ext.layers.stages`, each assistant linked to the backbone after it. The lead has no parameters that nothing uses (the reference's second
+ResNet keeps the stem's BatchNorm). The pyramid of the assistants is computed in training or on request.
 """
 
 from collections.abc import Iterator
@@ -27,9 +27,9 @@ from transformers.utils.output_capturing import capture_outputs
 
 from hf_ext.layers.initialization import init_conv_as_torch
 from hf_ext.layers.inputs import check_images
+from hf_ext.layers.stages import family_of
 
 from .configuration_cbnet import CompositeBackboneConfig
-from .families import family_of
 
 
 @dataclass
