@@ -21,6 +21,18 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
+class Unfolded:
+    """Marks layers that compute with more than their `weight`, until a `fold` puts it all together. Whatever reads weights has to wait."""
+
+
+def check_folded(model: nn.Module) -> None:
+    """A ValueError where layers are still to be folded."""
+    if any(isinstance(module, Unfolded) for module in model.modules()):
+        raise ValueError(
+            "Weights of removed blocks stand beside those of their neighbours: `hf_ext.surgery.fusegpt.fold` the model first"
+        )
+
+
 class FusionMixin:
     """Gives a `PreTrainedModel` `fuse()`. It stands before `PreTrainedModel`; the configuration has a field `fused: bool = False`."""
 
@@ -54,6 +66,12 @@ def check_can_fuse(model: nn.Module) -> None:
     """A ValueError where the weights of a Transformers model cannot be folded as they are now."""
     if model.training:
         raise ValueError("A model is fused for inference: call `model.eval()` before `model.fuse()`")
+    check_folded(model)
+    check_plain_weights(model)
+
+
+def check_plain_weights(model: nn.Module) -> None:
+    """A ValueError where weights are adapted, quantized or offloaded, so that nothing can be folded into them."""
     if any(hasattr(module, "base_layer") for module in model.modules()):
         raise ValueError("The model carries adapters: `merge_and_unload()` them before `model.fuse()`")
     if getattr(model, "is_quantized", False):
