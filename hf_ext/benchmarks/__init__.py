@@ -21,13 +21,15 @@ import torch
 
 @dataclass
 class Contest:
-    """Two callables that do the same work. `threads` pins torch's thread count; None leaves it as it is."""
+    """Two callables that do the same work. `threads` pins torch's thread count; None leaves it as it is. `memory` gives the peak MiB of
+    a side where that is not what tensors take in this process."""
 
     name: str
     ours: Callable[[], Any]
     peer: Callable[[], Any]
     peer_name: str
     threads: int | None = None
+    memory: Callable[[Callable[[], Any]], float] | None = None
 
 
 @dataclass
@@ -58,6 +60,7 @@ def contests(slug: str, reference: Path | None = None) -> Iterable[Contest]:
 def compare(contest: Contest, rounds: int = 7, warmup: int = 2) -> Result:
     """Runs both sides alternately, `rounds` times each after `warmup`, and compares their medians."""
     threads = torch.get_num_threads()
+    memory = contest.memory or peak_mib
     if contest.threads:
         torch.set_num_threads(contest.threads)
     try:
@@ -73,8 +76,8 @@ def compare(contest: Contest, rounds: int = 7, warmup: int = 2) -> Result:
             ours_spread=_spread(ours),
             peer_spread=_spread(peer),
             ratio=statistics.median(peer) / statistics.median(ours),
-            ours_mib=peak_mib(contest.ours),
-            peer_mib=peak_mib(contest.peer),
+            ours_mib=memory(contest.ours),
+            peer_mib=memory(contest.peer),
             device="cuda" if torch.cuda.is_available() else "cpu",
             threads=torch.get_num_threads(),
         )

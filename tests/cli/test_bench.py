@@ -29,6 +29,12 @@ def test_bench_runs_both_sides_and_prints_json(hf_ext, contest):
     assert result["ratio"] == pytest.approx(result["peer_seconds"] / result["ours_seconds"]) and result["ratio"] > 1
 
 
+def test_a_contest_may_measure_memory_in_its_own_way():
+    sides = {"ours": lambda: 1.5, "peer": lambda: 6.0}
+    result = benchmarks.compare(Contest("load", **sides, peer_name="floats", memory=lambda side: side()), rounds=2)
+    assert (result.ours_mib, result.peer_mib) == (1.5, 6.0)
+
+
 def test_bench_prints_ratio_spread_and_memory(hf_ext, measured):
     cells = hf_ext("bench", "itransformer").out.splitlines()[1].split("  ")
     assert [cell.strip() for cell in cells if cell] == [
