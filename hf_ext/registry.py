@@ -27,14 +27,22 @@ PROCESSOR_MAPPINGS = {
     "AutoTokenizer": ("transformers.models.auto.tokenization_auto", "TOKENIZER_MAPPING"),
     "AutoProcessor": ("transformers.models.auto.processing_auto", "PROCESSOR_MAPPING"),
 }
-# attn_implementation -> package of `hf_ext.ops` whose module `interface` has `attention_forward` and `attention_mask`
+# attn_implementation -> package of `hf_ext.ops` whose module `interface` has `attention_mask`, and the attention: `attention_forward`, or
+# what stands after ":"
 ATTENTION_INTERFACES = {
+    "bct_eager": "blockwise_integer",
     "bytetransformer": "varlen_attention",
+    "linear_elu": "efficient_attention:linear_elu_forward",
+    "nystrom": "efficient_attention:nystrom_forward",
+    "performer": "efficient_attention:performer_forward",
     "prob_sparse": "prob_sparse_attention",
     "routing": "routed_attention",
     "spt_sparse": "sparse_attention",
     "ssa": "subsampled_attention",
+    "window_global": "efficient_attention:window_global_forward",
 }
+# quant_method -> its configuration and its quantizer, in `hf_ext.quantizers`
+QUANTIZERS = {"bct": ("BCTConfig", "BCTQuantizer")}
 
 
 class Lazy:
@@ -93,6 +101,7 @@ def register_all() -> None:
                 _register_class(auto_class, config_class, partial(method.load, name))
     import_module("hf_ext.surgery").register()
     when_imported("transformers.modeling_utils", _register_attention)
+    when_imported("transformers.modeling_utils", _register_quantizers)
     when_imported("transformers.pipelines", lambda module: import_module("hf_ext.pipelines").register(module))
     when_imported("diffusers", _register_diffusion_classes)
 
@@ -114,10 +123,21 @@ def _register_attention(modeling_utils: Any) -> None:
     """Both interfaces: without a mask function an implementation silently gets no mask."""
     from transformers.masking_utils import AttentionMaskInterface
 
-    for name, op in ATTENTION_INTERFACES.items():
+    for name, row in ATTENTION_INTERFACES.items():
+        op, _, function = row.partition(":")
         interface = import_module(f"hf_ext.ops.{op}.interface")
-        modeling_utils.AttentionInterface.register(name, interface.attention_forward)
+        modeling_utils.AttentionInterface.register(name, getattr(interface, function or "attention_forward"))
         AttentionMaskInterface.register(name, interface.attention_mask)
+
+
+def _register_quantizers(_: Any) -> None:
+    from transformers.quantizers import auto
+
+    quantizers = import_module("hf_ext.quantizers")
+    for name, (config, quantizer) in QUANTIZERS.items():
+        if name not in auto.AUTO_QUANTIZER_MAPPING:
+            auto.register_quantization_config(name)(getattr(quantizers, config))
+            auto.register_quantizer(name)(getattr(quantizers, quantizer))
 
 
 def _register_diffusion_classes(diffusers: Any) -> None:

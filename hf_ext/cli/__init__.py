@@ -21,12 +21,15 @@ COMMANDS = {
     "run": "hf_ext.cli.run",
     "convert": "hf_ext.cli.convert",
     "compress": "hf_ext.cli.compress",
+    "robustness": "hf_ext.cli.robustness",
     "reproduce": "hf_ext.cli.reproduce",
     "bench": "hf_ext.cli.bench",
     "publish": "hf_ext.cli.publish",
     "demo": "hf_ext.cli.demo",
     "doctor": "hf_ext.cli.doctor",
     "build": "hf_ext.cli.build",
+    "techniques": "hf_ext.cli.techniques",
+    "recommend": "hf_ext.cli.recommend",
 }
 
 

@@ -96,7 +96,7 @@ def test_list_shows_experiments_and_options(hf_ext, offered):
 
 
 def test_method_without_experiments_says_so(hf_ext):
-    assert "has no experiment yet" in hf_ext("reproduce", "survey_inference").error
+    assert "has no experiment yet" in hf_ext("reproduce", "gfmdiff").error
 
 
 def interrupted(run):
