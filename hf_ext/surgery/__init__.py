@@ -21,7 +21,16 @@ from typing import Any, ClassVar
 from hf_ext.registry import register_lazily, when_imported
 
 PREFIX = "Surgical"
-RECIPES = {"llm_drop": "LlmDrop", "repbn": "RepBN", "spt": "SPT"}  # module of this package -> recipe class
+# module of this package -> recipe class
+RECIPES = {
+    "fusegpt": "FuseGPT",
+    "llm_drop": "LlmDrop",
+    "optin": "Optin",
+    "pre_rmsnorm": "PreRMSNorm",
+    "prenorm_reference": "PrenormReference",
+    "repbn": "RepBN",
+    "spt": "SPT",
+}
 
 
 @dataclass
@@ -29,10 +38,19 @@ class Recipe:
     """One change. Fields are JSON; `name` is the module that defines the recipe."""
 
     name: ClassVar[str]
+    # whether it reads or changes the weights of linear layers, which must then be whole
+    needs_weights: ClassVar[bool] = True
 
     def rebuild(self, model: Any) -> None:
         """Changes `model` (base or with a head, real or on the meta device) in place. Raises ValueError when it does not fit."""
         raise TypeError(f"{type(self).__name__} does not say how to rebuild a model")
+
+    def renumbered(self, kept: list[int]) -> Recipe | None:
+        """The recipe for the model when only these of its layers are left, None where it has nothing more to do.
+
+        Recipes that name layers override it.
+        """
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name} | asdict(self)
@@ -47,6 +65,15 @@ def recipe_from(entry: dict[str, Any]) -> Recipe:
     return getattr(import_module(f"{__name__}.{name}"), RECIPES[name])(**fields)
 
 
+def rebuild(model: Any, recipe: Recipe) -> None:
+    """One recipe on a model, in place."""
+    from hf_ext.layers.fusion import check_folded
+
+    if recipe.needs_weights:
+        check_folded(model)
+    recipe.rebuild(model)
+
+
 class SurgicalMixin:
     """Builds the base model, then lets each recipe of `config.surgery` rebuild it."""
 
@@ -54,7 +81,7 @@ class SurgicalMixin:
         super().__init__(config, *args, **kwargs)
         adopt(self)
         for entry in config.surgery:
-            recipe_from(entry).rebuild(self)
+            rebuild(self, recipe_from(entry))
 
 
 def adopt(model: Any) -> None:
@@ -70,6 +97,17 @@ def adopt(model: Any) -> None:
         if isinstance(part, PreTrainedModel) and part.config is model.config and not isinstance(part, SurgicalMixin):
             part.__class__ = surgical_class(type(part))
             _CAN_RECORD_REGISTRY[part] = part._can_record_outputs  # as `PreTrainedModel.__init__` does for its class
+
+
+def release(model: Any) -> Any:
+    """Takes back what `adopt` did, in place: the model as its base class, for a changed model that has become a plain one again."""
+    from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+
+    for part in model.modules():
+        if isinstance(part, SurgicalMixin):
+            part.__class__ = type(part).__mro__[2]
+            _CAN_RECORD_REGISTRY[part] = part._can_record_outputs
+    return model
 
 
 @cache
@@ -131,23 +169,31 @@ def apply(model: Any, *recipes: Recipe) -> Any:
         model: a Transformers model, or one that was changed already.
         recipes: the changes, in order.
     """
-    import torch
-
     if isinstance(model, SurgicalMixin):
         config = copy.deepcopy(model.config)
     else:
         fields = model.config.to_dict()
         config = surgical_config(fields.pop("model_type")).from_dict(fields)
         config._attn_implementation = model.config._attn_implementation
+    changed = copy_as(model, config)
+    adopt(changed)
+    for recipe in recipes:
+        rebuild(changed, recipe)
+        config.surgery.append(recipe.to_dict())
+    return changed
+
+
+def copy_as(model: Any, config: Any) -> Any:
+    """A copy with another configuration that shares the tensors."""
+    import torch
+
     shared = {
         id(tensor): tensor for tensor in (*model.parameters(), *model.buffers()) if isinstance(tensor, torch.Tensor)
     }
-    changed = copy.deepcopy(model, memo=shared | {id(model.config): config})
-    adopt(changed)
-    for recipe in recipes:
-        recipe.rebuild(changed)
-        config.surgery.append(recipe.to_dict())
-    return changed
+    copied = copy.deepcopy(model, memo=shared | {id(model.config): config})
+    # what a file of the original called its weights: they would be saved under names that are not known to another type
+    copied.__dict__.pop("_weight_conversions", None)
+    return copied
 
 
 def register() -> None:

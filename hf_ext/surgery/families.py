@@ -19,6 +19,7 @@ class Branch:
         inputs: the linear layers that read the normed input; for an attention, queries, keys and values, or one for all three; for an
             MLP, the one that is activated first. All names are seen from the layer.
         output: the linear layer that ends the branch.
+        per_unit: what else has parameters for each head, or for each hidden channel of the MLP.
     """
 
     norm_in: str | None
@@ -26,6 +27,7 @@ class Branch:
     norm_out: str | None = None
     inputs: tuple[str, ...] = ()
     output: str = ""
+    per_unit: tuple[str, ...] = ()
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -78,6 +80,12 @@ VIT_LIKE = Family(
     mlp=Branch("layernorm_after", "mlp", inputs=("mlp.fc1",), output="mlp.fc2"),
     norm="layernorm",
 )
+SWIN = replace(
+    VIT_LIKE,
+    layers="encoder.layers.*.blocks",
+    attention=replace(VIT_LIKE.attention, per_unit=("attention.relative_position_bias",)),
+    plain=False,
+)
 BERT_LIKE = Family(
     layers="encoder.layer",
     attention=Branch(
@@ -121,7 +129,16 @@ FAMILIES: dict[str, Family] = {
     ),
     "vit": VIT_LIKE,
     "deit": VIT_LIKE,
-    "swin": replace(VIT_LIKE, layers="encoder.layers.*.blocks", plain=False),
+    "swin": SWIN,
+    # these two where their backbone is a Swin
+    "mask2former": replace(SWIN, layers="pixel_level_module.encoder.swin.encoder.layers.*.blocks"),
+    "upernet": replace(SWIN, layers="backbone.swin.encoder.layers.*.blocks"),
+    "segformer": replace(
+        VIT_LIKE,
+        layers="stages.*.blocks",
+        mlp=replace(VIT_LIKE.mlp, per_unit=("mlp.dwconv.dwconv",)),
+        plain=False,
+    ),
     "bert": BERT_LIKE,
     "roberta": BERT_LIKE,
 }
@@ -138,6 +155,30 @@ def family_of(model: Any) -> Family:
 def layers_of(model: Any) -> list[nn.Module]:
     """The layers in the order in which they run, of a base model or of one with a head."""
     return list(_found(model.base_model, family_of(model).layers.split(".")))
+
+
+def assign_cache_entries(config: Any, layers: list[nn.Module], attention: str) -> None:
+    """Gives the attention of each layer that has one the first free cache entry of the layer's type.
+
+    Entry 0 must be in use: the cache takes its length from there.
+    """
+    types = getattr(config, "layer_types", None) or ["full_attention"] * len(layers)
+    free = {kind: iter([i for i, other in enumerate(types) if other == kind]) for kind in set(types)}
+    kept = [
+        (getattr(layer, attention), kind) for layer, kind in zip(layers, types) if getattr(layer, attention) is not None
+    ]
+    numbered = [([m for m in module.modules() if hasattr(m, "layer_idx")], kind) for module, kind in kept]
+    if numbered and not numbered[0][0]:
+        return  # an encoder: there is no cache
+    if types[0] not in {kind for _, kind in kept}:
+        of_type = f" of type '{types[0]}'" if len(free) > 1 else ""
+        raise ValueError(
+            f"A model cannot drop every attention{of_type}: positions are counted by the first one's cache"
+        )
+    for modules, kind in numbered:
+        entry = next(free[kind])
+        for module in modules:
+            module.layer_idx = entry
 
 
 def _found(module: nn.Module, path: list[str]) -> Iterator[nn.Module]:

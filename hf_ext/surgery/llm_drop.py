@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from . import Recipe, apply
-from .families import Branch, Family, family_of, layers_of
+from .families import Branch, Family, assign_cache_entries, family_of, layers_of
 
 Target = Literal["attention", "mlp", "joint", "block", "block_consecutive"]
 
@@ -33,6 +33,7 @@ class LlmDrop(Recipe):
     """
 
     name = "llm_drop"
+    needs_weights = False
     attention: list[int] = field(default_factory=list)
     mlp: list[int] = field(default_factory=list)
 
@@ -61,7 +62,11 @@ class LlmDrop(Recipe):
                 layer.__class__ = _partial_layer(
                     _whole_layer(type(layer)), family.attention, family.mlp, family.positional
                 )
-        _assign_cache_entries(model.config, layers, family.attention.module)
+        assign_cache_entries(model.config, layers, family.attention.module)
+
+    def renumbered(self, kept: list[int]) -> LlmDrop | None:
+        attention, mlp = ([kept.index(i) for i in indices if i in kept] for indices in (self.attention, self.mlp))
+        return LlmDrop(attention, mlp) if attention or mlp else None
 
 
 def droppable(model: Any) -> Family:
@@ -111,27 +116,6 @@ def _branch(layer: nn.Module, branch: Branch, hidden_states: torch.Tensor, **kwa
     output = output[0] if isinstance(output, tuple) else output
     output = getattr(layer, "dropout", nn.Identity())(output)
     return output if branch.norm_out is None else getattr(layer, branch.norm_out)(output)
-
-
-def _assign_cache_entries(config: Any, layers: nn.ModuleList, attention: str) -> None:
-    """Gives each kept attention the first free cache entry of its own layer type.
-
-    Entry 0 must be in use: the cache takes its length from there.
-    """
-    types = getattr(config, "layer_types", None) or ["full_attention"] * len(layers)
-    free = {kind: iter([i for i, other in enumerate(types) if other == kind]) for kind in set(types)}
-    kept = [
-        (getattr(layer, attention), kind) for layer, kind in zip(layers, types) if getattr(layer, attention) is not None
-    ]
-    if kept and not hasattr(kept[0][0], "layer_idx"):
-        return  # an encoder: there is no cache
-    if types[0] not in {kind for _, kind in kept}:
-        of_type = f" of type '{types[0]}'" if len(free) > 1 else ""
-        raise ValueError(
-            f"LlmDrop cannot drop every attention{of_type}: positions are counted by the first one's cache"
-        )
-    for module, kind in kept:
-        module.layer_idx = next(free[kind])
 
 
 @dataclass

@@ -37,6 +37,7 @@ class RepBN(Recipe):
     """
 
     name = "repbn"
+    needs_weights = False  # but for `fuse_repbn`
     warm: int = 0
     step: int = 300_000
     r0: float = 1.0

@@ -57,6 +57,6 @@ def test_what_cannot_be_done_is_said(recipes, message):
 def test_the_given_model_is_left_as_it_is_when_a_recipe_does_not_fit(base):
     model = build(base)
     kind = type(model)
-    with pytest.raises(ValueError, match="layers|norm"):
+    with pytest.raises(ValueError, match=r"layers|norm"):
         compress(model, [LlmDrop(attention=[99])])
     assert type(model) is kind

@@ -3,15 +3,29 @@
 import pytest
 
 from tests.passport import CHECKS
-from tests.surgery.bases import BASES, build, surgical_subject
+from tests.surgery.bases import build, surgical_subject
 
 LLM_DROP = [{"name": "llm_drop", "attention": [0, 2], "mlp": [1]}]
+# layers that others were fused into are not quantized: the group is small
+FUSEGPT = [{"name": "fusegpt", "layers": [1], "group_size": 2, "lora_rank": 4, "weight_lora_rank": 4}]
+OPTIN = {"name": "optin", "neurons": ["0-20,30", "5-40", "0-47", ""]}
+OPTIN_HEADS = [OPTIN | {"heads": ["0,2", "1", "", "0-3"]}]
+OPTIN_TOKENS = [*OPTIN_HEADS, {"name": "optin", "merged": [0, 3, 0, 2]}]
+OPTIN_GROUPS = [OPTIN | {"heads": ["0", "1", "", "0-1"]}]
+PRE_RMSNORM = {"name": "pre_rmsnorm"}
+COMPRESSED = PRE_RMSNORM | {"norm_variant": "crms", "fold_affine": True}
 
 # slug -> base -> what config.json would list, or part of the reason why the base is refused
 PLANS: dict[str, dict[str, list[dict] | str]] = {
+    "optin": {"gpt2": OPTIN_HEADS, "llama": OPTIN_GROUPS, "bert": OPTIN_HEADS, "vit": OPTIN_TOKENS},
+    # llama has RMSNorm already, and stays as it is
+    "pre_rmsnorm": {"gpt2": [PRE_RMSNORM], "vit": [COMPRESSED], "bert": "post-norm"},
     "llm_drop": {"gpt2": LLM_DROP, "vit": LLM_DROP, "bert": "norms follow the residual sum"},  # llama: tests/tiny.py
+    "fusegpt": {"gpt2": FUSEGPT, "llama": FUSEGPT, "bert": FUSEGPT, "vit": FUSEGPT},
 }
-CHANGED = [(slug, base, plan) for slug, plans in PLANS.items() for base, plan in plans.items() if isinstance(plan, list)]
+CHANGED = [
+    (slug, base, plan) for slug, plans in PLANS.items() for base, plan in plans.items() if isinstance(plan, list)
+]
 REFUSED = [(slug, base, plan) for slug, plans in PLANS.items() for base, plan in plans.items() if isinstance(plan, str)]
 
 
