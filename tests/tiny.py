@@ -623,6 +623,56 @@ def lmuformer():
     return config, {"input_features": series(2, 20, 12), "labels": torch.tensor([1, 3])}
 
 
+def label_shift_adapter():
+    """Classes for texts and sounds take a classifier of images, too, where it is what their configuration describes."""
+    from transformers import ViTConfig
+
+    from hf_ext.adapters.label_shift_adapter import LabelShiftAdapterConfig
+
+    base = ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        image_size=16,
+        patch_size=4,
+        num_labels=3,
+    )
+    config = LabelShiftAdapterConfig(base_config=base, hidden_size=8)
+    return config, {"pixel_values": images(16), "labels": torch.tensor([0, 2])}
+
+
+def dynn():
+    from hf_ext.models.dynn import MultiExitConfig
+
+    config = MultiExitConfig(
+        image_size=16, hidden_sizes=[8, 16], depths=[2, 2], stem_size=8, exits=[0, 1, 1, 0], num_labels=4
+    )
+    return config, {"pixel_values": images(16), "labels": torch.tensor([1, 3])}
+
+
+def dynn_text():
+    from transformers import BertConfig
+
+    from hf_ext.models.dynn import MultiExitTextConfig
+
+    backbone = BertConfig(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        num_labels=3,
+    )
+    ids = tokens(61)
+    ids[1, 9:] = 0
+    config = MultiExitTextConfig(backbone_config=backbone, exits=[1, 1, 0])
+    return config, {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": torch.tensor([2, 0])}
+
+
 TINY: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
     "gla": gla,
     "deltanet": deltanet,
@@ -654,10 +704,13 @@ TINY: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
     "slab": slab,
     "wide_attention": wide_attention,
     "dualformer": dualformer,
+    "dynn": dynn,
+    "label_shift_adapter": label_shift_adapter,
 }
 
 # The same for `Method.others`, by configuration class
 OTHERS: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
     "SlabLlamaConfig": slab_llama,
     "SignedMambaConfig": signed_mamba,
+    "MultiExitTextConfig": dynn_text,
 }

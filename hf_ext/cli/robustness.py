@@ -1,0 +1,171 @@
+"""`hf-ext robustness MODEL`: what is left of an image classifier's accuracy, and of its exits, under attack."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .output import show_table
+from .run import find_model, read_image
+
+if TYPE_CHECKING:
+    import torch
+
+COLUMNS = ("attack", "epsilon", "accuracy")
+EXIT_COLUMNS = (*COLUMNS, "without exits", "mean exit", "mean cost", "efficacy")
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+def command(
+    model: Annotated[
+        str, typer.Argument(metavar="SLUG|FOLDER|REPO", help="An image classifier, with exits or without.")
+    ],
+    given: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            "-i",
+            help="A folder with one folder of pictures for each label, or an .npz with `images` and `labels`; "
+            "scikit-learn's digits when left out.",
+        ),
+    ] = None,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="pgd, pgd_dynamic, pgd_avg, pgd_max, slowdown, early; repeatable. All that apply by default."
+        ),
+    ] = None,
+    epsilon: Annotated[
+        list[float] | None, typer.Option(help="Largest change of a pixel in [0, 1]; repeatable. 2, 4 and 8 over 255.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each attack, a quarter of epsilon long.")] = 10,
+    limit: Annotated[int, typer.Option(min=1, help="Look at so many pictures at most.")] = 200,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Attack an image classifier and show what accuracy is left, and for one with exits what they still save."""
+    from hf_ext.robustness import robustness_report
+
+    classifier, processor = load_classifier(find_model(model))
+    images, labels = read_samples(given, classifier.config, limit)
+    classifier, pixels = in_pixels(classifier, processor, images)
+    budget = {"epsilons": epsilon} if epsilon else {}
+    lines = robustness_report(classifier, pixels, labels, attack or None, steps=steps, batch_size=batch_size, **budget)
+    if as_json:
+        print(json.dumps([asdict(line) for line in lines], indent=2))
+        return
+    with_exits = lines[0].mean_exit is not None
+    show_table(EXIT_COLUMNS if with_exits else COLUMNS, [cells(line) for line in lines])
+
+
+def cells(line: Any) -> list[str]:
+    row = [line.attack, f"{line.epsilon:.4f}", f"{line.accuracy:.1%}"]
+    if line.mean_exit is None:
+        return row
+    return [
+        *row,
+        f"{line.static_accuracy:.1%}",
+        f"{line.mean_exit:.2f}",
+        f"{line.mean_cost:.1%}",
+        f"{line.efficacy:.2f}",
+    ]
+
+
+def load_classifier(folder: Path) -> tuple[Any, Any]:
+    """The classifier and its image processor, None where the folder holds none."""
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    held = (folder / "preprocessor_config.json").is_file() or (folder / "processor_config.json").is_file()
+    return model, AutoImageProcessor.from_pretrained(folder) if held else None
+
+
+def read_samples(given: str | None, config: Any, limit: int) -> tuple[list[Any], torch.Tensor]:
+    """Pictures (PIL) and their classes."""
+    import torch
+
+    if given is None:
+        if config.num_labels != 10:
+            raise ValueError(
+                f"The model knows {config.num_labels} classes; give pictures and their labels with --input"
+            )
+        from hf_ext.data.digits import handwritten_digits
+
+        _, (images, labels) = handwritten_digits()
+    elif given.endswith(".npz"):
+        images, labels = read_npz(given)
+    else:
+        images, labels = map(list, zip(*read_folder(given, config)))
+    images, labels = images[:limit], torch.tensor(labels[:limit])
+    if not images:
+        raise ValueError(f"'{given}' holds no pictures")
+    if labels.min() < 0 or labels.max() >= config.num_labels:
+        raise ValueError(
+            f"Labels must be classes from 0 to {config.num_labels - 1}, not {sorted(set(labels.tolist()))}"
+        )
+    return images, labels
+
+
+def read_npz(given: str) -> tuple[list[Any], list[int]]:
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with np.load(given, allow_pickle=False) as content:
+            arrays = dict(content)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"'{given}' cannot be read as .npz: {error}") from None
+    if not {"images", "labels"} <= set(arrays):
+        raise ValueError(f"'{given}' must hold `images` and `labels`; it holds {', '.join(arrays) or 'nothing'}")
+    images, labels = arrays["images"], arrays["labels"]
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)) or len(images) != len(labels):
+        raise ValueError(
+            f"`images` must be (N, height, width) or (N, height, width, 1 or 3) and `labels` (N), not {images.shape} and {labels.shape}"
+        )
+    if np.issubdtype(images.dtype, np.floating):
+        if not (images.min(initial=0) >= 0 and images.max(initial=0) <= 1):  # also false for NaN
+            raise ValueError("`images` of floating-point numbers must lie in [0, 1]; whole numbers go from 0 to 255")
+        images = (images * 255).round()
+    images = images.astype(np.uint8)
+    images = images[..., 0] if images.ndim == 4 and images.shape[3] == 1 else images
+    return [Image.fromarray(image).convert("RGB") for image in images], labels.astype(int).tolist()
+
+
+def read_folder(given: str, config: Any) -> Iterator[tuple[Any, int]]:
+    """Pictures below folders that are named as the model names its classes, or by their numbers; classes take turns."""
+    folder = Path(given)
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder or .npz file '{given}'")
+    numbers = {str(number): number for number in range(config.num_labels)} | (config.label2id or {})
+    found = []
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if inner.name not in numbers:
+            raise ValueError(
+                f"'{inner.name}' in '{given}' is no label of the model, such as {', '.join(list(numbers)[:3])}"
+            )
+        paths = sorted(path for path in inner.iterdir() if path.suffix.lower() in SUFFIXES)
+        found += [(place, int(numbers[inner.name]), path) for place, path in enumerate(paths)]
+    if not found:
+        raise ValueError(f"'{given}' must hold a folder of pictures for each label; it holds none")
+    return ((read_image(str(path)), number) for _, number, path in sorted(found))
+
+
+def in_pixels(model: Any, processor: Any, images: list[Any]) -> tuple[Any, torch.Tensor]:
+    """A classifier that takes images in [0, 1], and the images as its processor sizes them."""
+    from hf_ext.models.dynn import MultiExitImageProcessor
+    from hf_ext.robustness import PixelSpace
+
+    if processor is None:
+        size = getattr(model.config, "image_size", None)
+        if not isinstance(size, int):
+            raise ValueError("The model's folder holds no image processor, and its configuration no `image_size`")
+        processor = MultiExitImageProcessor(size={"height": size, "width": size})
+    pixels = processor(images, return_tensors="pt", do_rescale=True, do_normalize=False)["pixel_values"].clamp(0, 1)
+    if getattr(processor, "do_normalize", False):
+        model = PixelSpace(model, processor.image_mean, processor.image_std)
+    return model, pixels
