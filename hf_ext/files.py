@@ -56,3 +56,13 @@ def write_text(path: str | Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def existing_file(given: str | Path) -> str | Path:
+    """The path, which is a file and has something in it; a ValueError that names it otherwise."""
+    path = Path(given)
+    if not path.is_file():
+        raise ValueError(f"There is no file '{given}'")
+    if not path.stat().st_size:
+        raise ValueError(f"'{given}' is empty")
+    return given

@@ -27,7 +27,6 @@ TASKS = {  # Auto class -> what the model does
     "AutoModelForImageClassification": "image-classification",
 }
 PREFERRED = tuple(TASKS)
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LENGTH = 128  # tokens of a window of running text
 PROMPT, NEW_TOKENS = 64, 32
 
@@ -93,7 +92,7 @@ def read_batches(path: str | Path, loaded: Loaded, batch_size: int = 8, limit: i
 
     Args:
         path: for language models a text file; for text classifiers a .csv or .jsonl with `text` and `label`; for image classifiers a
-            folder with a folder of pictures for each class, or an .npz with `images` (items, height, width[, 3]) 0 to 255 and `labels`.
+            folder with a folder of pictures for each class, or an .npz, as `hf_ext.data.pictures.read_classified` takes them.
         limit: how many items, or windows of text, at most.
 
     Raises:
@@ -174,33 +173,13 @@ def _label(value: Any, config: Any, path: Path) -> int:
 
 
 def _labelled_images(path: Path, loaded: Loaded, batch_size: int, limit: int | None) -> Batches:
-    import numpy as np
-    from PIL import Image
+    from .data.pictures import read_classified
 
-    if path.is_dir():
-        found = sorted(file for file in path.glob("*/*") if file.suffix.lower() in PICTURES)
-        classes = sorted({file.parent.name for file in found})
-        known = set(classes) <= set((loaded.model.config.id2label or {}).values())
-        items = [(file, file.parent.name if known else classes.index(file.parent.name)) for file in found]
-    elif path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            if {"images", "labels"} - set(arrays):
-                raise ValueError(f"'{path}' must hold the arrays images and labels, it has {sorted(arrays)}")
-            items = list(zip(arrays["images"], arrays["labels"].tolist()))
-    else:
-        raise ValueError(f"Pictures with labels are a folder with a folder for each class, or an .npz, not '{path}'")
-    if limit is not None and limit < len(items):  # folders come class by class: take some of each
-        items = [items[int(i)] for i in torch.linspace(0, len(items) - 1, limit)]
-
-    def picture(item: Any) -> Image.Image:
-        return (Image.open(item) if isinstance(item, Path) else Image.fromarray(item.astype("uint8"))).convert("RGB")
-
+    images, labels = read_classified(path, loaded.model.config, limit)
     batches = []
-    for start in range(0, len(items), batch_size):
-        part = items[start : start + batch_size]
-        pixels = loaded.processor([picture(item) for item, _ in part], return_tensors="pt")["pixel_values"]
-        labels = [_label(label, loaded.model.config, path) for _, label in part]
-        batches.append({"pixel_values": pixels, "labels": torch.tensor(labels)})
+    for start in range(0, len(images), batch_size):
+        pixels = loaded.processor(images[start : start + batch_size], return_tensors="pt")["pixel_values"]
+        batches.append({"pixel_values": pixels, "labels": torch.tensor(labels[start : start + batch_size])})
     return batches
 
 

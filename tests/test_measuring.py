@@ -69,7 +69,7 @@ def test_pictures_come_from_a_folder_for_each_class_or_an_array_file(tmp_path, i
         for index in range(3):
             Image.new("RGB", (9, 9), (index, 0, 0)).save(tmp_path / name / f"{index}.png")
     batches = read_batches(tmp_path, image_classifier, batch_size=4)
-    assert torch.cat([batch["labels"] for batch in batches]).tolist() == [0, 0, 0, 1, 1, 1]
+    assert torch.cat([batch["labels"] for batch in batches]).tolist() == [0, 1, 0, 1, 0, 1]
     (some,) = read_batches(tmp_path, image_classifier, limit=2)
     assert some["labels"].tolist() == [0, 1] and some["pixel_values"].shape == (2, 3, 8, 8)
     np.savez(tmp_path / "a.npz", images=np.zeros((3, 9, 9), np.uint8), labels=np.array([1, 0, 1]))
@@ -87,7 +87,7 @@ def test_pictures_come_from_a_folder_for_each_class_or_an_array_file(tmp_path, i
         ("text_classifier", "a.csv", b"text,class\na,1\n", "columns text and label"),
         ("text_classifier", "a.csv", b"text,label\na,7\n", "label '7'; the model knows ..bad., .good.."),
         ("text_classifier", "a.csv", b"text,label\n", "holds no data"),
-        ("image_classifier", "a.png", b"x", "folder for each class, or an .npz"),
+        ("image_classifier", "a.png", b"x", "no folder or .npz file"),
     ],
 )
 def test_a_file_that_does_not_fit_is_named_with_what_is_wrong(tmp_path, request, model, name, content, message):

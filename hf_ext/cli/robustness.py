@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .output import show_table
-from .run import find_model, read_image
+from .run import find_model
 
 if TYPE_CHECKING:
     import torch
 
 COLUMNS = ("attack", "epsilon", "accuracy")
 EXIT_COLUMNS = (*COLUMNS, "without exits", "mean exit", "mean cost", "efficacy")
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 def command(
@@ -97,62 +95,12 @@ def read_samples(given: str | None, config: Any, limit: int) -> tuple[list[Any],
         from hf_ext.data.digits import handwritten_digits
 
         _, (images, labels) = handwritten_digits()
-    elif given.endswith(".npz"):
-        images, labels = read_npz(given)
+        images, labels = images[:limit], labels[:limit]
     else:
-        images, labels = map(list, zip(*read_folder(given, config)))
-    images, labels = images[:limit], torch.tensor(labels[:limit])
-    if not images:
-        raise ValueError(f"'{given}' holds no pictures")
-    if labels.min() < 0 or labels.max() >= config.num_labels:
-        raise ValueError(
-            f"Labels must be classes from 0 to {config.num_labels - 1}, not {sorted(set(labels.tolist()))}"
-        )
-    return images, labels
+        from hf_ext.data.pictures import read_classified
 
-
-def read_npz(given: str) -> tuple[list[Any], list[int]]:
-    import numpy as np
-    from PIL import Image
-
-    try:
-        with np.load(given, allow_pickle=False) as content:
-            arrays = dict(content)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"'{given}' cannot be read as .npz: {error}") from None
-    if not {"images", "labels"} <= set(arrays):
-        raise ValueError(f"'{given}' must hold `images` and `labels`; it holds {', '.join(arrays) or 'nothing'}")
-    images, labels = arrays["images"], arrays["labels"]
-    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)) or len(images) != len(labels):
-        raise ValueError(
-            f"`images` must be (N, height, width) or (N, height, width, 1 or 3) and `labels` (N), not {images.shape} and {labels.shape}"
-        )
-    if np.issubdtype(images.dtype, np.floating):
-        if not (images.min(initial=0) >= 0 and images.max(initial=0) <= 1):  # also false for NaN
-            raise ValueError("`images` of floating-point numbers must lie in [0, 1]; whole numbers go from 0 to 255")
-        images = (images * 255).round()
-    images = images.astype(np.uint8)
-    images = images[..., 0] if images.ndim == 4 and images.shape[3] == 1 else images
-    return [Image.fromarray(image).convert("RGB") for image in images], labels.astype(int).tolist()
-
-
-def read_folder(given: str, config: Any) -> Iterator[tuple[Any, int]]:
-    """Pictures below folders that are named as the model names its classes, or by their numbers; classes take turns."""
-    folder = Path(given)
-    if not folder.is_dir():
-        raise ValueError(f"There is no folder or .npz file '{given}'")
-    numbers = {str(number): number for number in range(config.num_labels)} | (config.label2id or {})
-    found = []
-    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if inner.name not in numbers:
-            raise ValueError(
-                f"'{inner.name}' in '{given}' is no label of the model, such as {', '.join(list(numbers)[:3])}"
-            )
-        paths = sorted(path for path in inner.iterdir() if path.suffix.lower() in SUFFIXES)
-        found += [(place, int(numbers[inner.name]), path) for place, path in enumerate(paths)]
-    if not found:
-        raise ValueError(f"'{given}' must hold a folder of pictures for each label; it holds none")
-    return ((read_image(str(path)), number) for _, number, path in sorted(found))
+        images, labels = read_classified(given, config, limit)
+    return images, torch.tensor(labels)
 
 
 def in_pixels(model: Any, processor: Any, images: list[Any]) -> tuple[Any, torch.Tensor]:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from hf_ext.catalog import METHODS, Method, get_method
+from hf_ext.files import existing_file
 
 from .options import parse_options
 
@@ -175,24 +176,10 @@ def fetch(url: str, folder: Path) -> str:
     return str(copy)
 
 
-def read_file(given: str) -> str:
-    """A path, which exists and has something in it."""
-    path = Path(given)
-    if not path.is_file():
-        raise ValueError(f"There is no file '{given}'")
-    if not path.stat().st_size:
-        raise ValueError(f"'{given}' is empty")
-    return given
-
-
 def read_image(given: str) -> Any:
-    from PIL import Image, UnidentifiedImageError
+    from hf_ext.data.pictures import read_picture
 
-    try:
-        with Image.open(read_file(given)) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError):
-        raise ValueError(f"'{given}' is not a picture that can be read") from None
+    return read_picture(given)
 
 
 def read_text(given: str) -> str:
@@ -250,7 +237,7 @@ TASKS = {
     "path-planning": Task(read_text, save_json, show_plan),
     "text-generation": Task(read_text, lambda result, path: path.write_text(generated(result), "utf-8"), generated),
     "text-to-image": Task(read_text, save_image, suffix=".png"),
-    "time-series-forecasting": Task(read_file, save_table, lambda frame: frame.to_csv().rstrip()),
+    "time-series-forecasting": Task(existing_file, save_table, lambda frame: frame.to_csv().rstrip()),
 }
 # what the name of an upstream class says about its task
 ENDINGS = {
