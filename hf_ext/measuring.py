@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import ctypes
 import gc
 import json
 import math
@@ -247,7 +248,7 @@ def bytes_on_disk(model: Any) -> int:
 
 
 def peak_memory(source: str | Path, batch: Mapping[str, torch.Tensor]) -> int:
-    """Bytes by which a fresh process grows at most while it loads the model and runs one batch."""
+    """Bytes by which a process of its own grows at most while it loads the model and runs one batch."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     arrays = {name: value.cpu().numpy() for name, value in batch.items() if name != "labels"}
@@ -273,12 +274,19 @@ def _load_and_run(source: str, arrays: Mapping[str, Any], queue: Any) -> None:
         torch.set_num_threads(1)
         from transformers import AutoConfig
 
-        auto = auto_class(AutoConfig.from_pretrained(source))  # imports the model's code before the count begins
+        auto = auto_class(AutoConfig.from_pretrained(source))
+
+        def work() -> None:
+            model = auto.from_pretrained(source).eval()
+            with torch.inference_mode():
+                model(**{name: torch.from_numpy(value) for name, value in arrays.items()})
+
+        work()  # code that is loaded on the way, tens of MiB, does not count
         gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # not on Linux
+            ctypes.CDLL(None).malloc_trim(0)
         before = _start_peak()
-        model = auto.from_pretrained(source).eval()
-        with torch.inference_mode():
-            model(**{name: torch.from_numpy(value) for name, value in arrays.items()})
+        work()
         queue.put(_peak() - before)
     except Exception as error:
         queue.put(f"{type(error).__name__}: {error}")
