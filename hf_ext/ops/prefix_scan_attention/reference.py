@@ -34,17 +34,16 @@ def reference(
 
     Arguments and shapes as in `prefix_softmax_attention`. The largest score is a constant to the gradient: it cancels.
     """
-    B, T, H, D = k.shape
+    B, _, H, D = k.shape
     scores = (q * k).sum(-1) * (D**-0.5 if scale is None else scale)
     if attention_mask is not None:
         scores = scores.masked_fill(~attention_mask.bool().unsqueeze(-1), -math.inf)
     a, c, m = initial_state or PrefixState.empty(B, H, v.shape[-1], v.dtype, v.device)
     outputs = []
-    for t in range(T):
-        s = scores[:, t]
+    for s, value in zip(scores.unbind(1), v.unbind(1)):
         largest = torch.maximum(m, s.detach())
         finite = largest.clamp(min=torch.finfo(s.dtype).min)
         decay, weight = (m - finite).exp(), (s - finite).exp()
-        a, c, m = a * decay.unsqueeze(-1) + v[:, t] * weight.unsqueeze(-1), c * decay + weight, largest
+        a, c, m = a * decay.unsqueeze(-1) + value * weight.unsqueeze(-1), c * decay + weight, largest
         outputs.append(a / torch.where(c > 0, c, 1).unsqueeze(-1))
     return torch.stack(outputs, 1), PrefixState(a, c, m)
