@@ -1,13 +1,15 @@
 """State tracking with eigenvalues in [0, 1] and in [-1, 1], side by side (arXiv 2411.12537, section 5).
 
-The paper trains 20,000 to 100,000 steps of 256 sequences; here are hundreds of 64, so sequences start short and grow (a curriculum that
-the paper does not have, the same for both ranges), and models are half as wide. Longer sequences than trained on are the test.
+The paper trains 20,000 to 100,000 steps of 256 sequences; here are hundreds or thousands of 64, so sequences start short and grow (a
+curriculum that the paper does not have, the same for both ranges); but for arithmetic, models are half as wide. Longer sequences than
+trained on are the test.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -46,6 +48,10 @@ class Stage:
 
 
 STAGES = (Stage(6, 0.3), Stage(12, 0.3), Stage(24, 0.2), Stage(40, 0.2))
+SLOW_STAGES = tuple(
+    Stage(longest, share / 100)
+    for longest, share in ((6, 8), (8, 8), (10, 10), (12, 12), (16, 14), (20, 12), (24, 10), (32, 12), (40, 14))
+)
 
 
 def train_in_stages(
@@ -127,25 +133,24 @@ def parity(run: Run) -> list[Row]:
     return rows
 
 
-def arithmetic(run: Run) -> list[Row]:
-    """Modular arithmetic without and with brackets (sums and differences, as in the authors' runs), DeltaNet with both ranges."""
-    paper = {
-        ("modular_arithmetic", False): "0.314",
-        ("modular_arithmetic", True): "0.971",
-        ("modular_arithmetic_with_brackets", False): "0.137",
-        ("modular_arithmetic_with_brackets", True): "0.200",
-    }
-    rows = []
-    for (task, signed), figure in paper.items():
-        interval = next(name for name, value in RANGES.items() if value == signed)
-        torch.manual_seed(0)
-        model = deltanet(VOCABULARY[task], signed)
+ARITHMETIC = {  # scaled accuracies of the paper
+    "modular_arithmetic": {False: "0.314", True: "0.971"},
+    "modular_arithmetic_with_brackets": {False: "0.137", True: "0.200"},
+}
 
-        def draw(seed: int, count: int, longest: int, task: str = task) -> Batch:
+
+def arithmetic(task: str, run: Run) -> list[Row]:
+    """Modular arithmetic, with brackets sums and differences alone as in the authors' runs: DeltaNet of the paper's size, both ranges."""
+    rows = []
+    for interval, signed in RANGES.items():
+        torch.manual_seed(0)
+        model = deltanet(VOCABULARY[task], signed, hidden_size=128, intermediate_size=512)
+
+        def draw(seed: int, count: int, longest: int) -> Batch:
             return samples(task, seed, count, longest, TRAINED[0], longest)
 
-        train_in_stages(run, f"{task}-{signed}", model, draw, STAGES, 5e-3)
-        rows += scores(run, model, task, f"DeltaNet {interval}", 5, figure)
+        train_in_stages(run, f"{task}-{signed}", model, draw, SLOW_STAGES, 1e-3)
+        rows += scores(run, model, task, f"DeltaNet {interval}", 5, ARITHMETIC[task][signed])
     return rows
 
 
@@ -210,10 +215,16 @@ EXPERIMENTS = {
         options={"steps": (400, "optimizer steps of 64 sequences, per model")},
     ),
     "arithmetic": Experiment(
-        "Modular arithmetic without and with brackets",
-        arithmetic,
-        minutes=5,
-        options={"steps": (400, "optimizer steps of 64 sequences, per model")},
+        "Modular arithmetic without brackets",
+        partial(arithmetic, "modular_arithmetic"),
+        minutes=25,
+        options={"steps": (8000, "optimizer steps of 64 sequences, per model")},
+    ),
+    "brackets": Experiment(
+        "Modular arithmetic with brackets",
+        partial(arithmetic, "modular_arithmetic_with_brackets"),
+        minutes=25,
+        options={"steps": (8000, "optimizer steps of 64 sequences, per model")},
     ),
     "swaps": Experiment(
         "Word problem of S5, swaps only",
