@@ -13,6 +13,7 @@ import torch
 from . import RECIPES, Recipe, apply
 
 FORMATS = ("bct",)  # recipes that change number formats, after which nothing can be rebuilt
+OF_CONVERTERS = ("prenorm_reference",)  # recipes that nobody asks for by name
 
 Batches = Sequence[Mapping[str, torch.Tensor]]
 
@@ -61,7 +62,7 @@ def run(name: str, model: Any, calibration: Batches | None, options: Mapping[str
 
 
 def names() -> list[str]:
-    return sorted({*RECIPES, *FORMATS})
+    return sorted({*RECIPES, *FORMATS} - {*OF_CONVERTERS})
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
