@@ -248,7 +248,8 @@ def bytes_on_disk(model: Any) -> int:
 
 
 def peak_memory(source: str | Path, batch: Mapping[str, torch.Tensor]) -> int:
-    """Bytes by which a process of its own grows at most while it loads the model and runs one batch."""
+    """Bytes by which a process of its own grows at most while it loads the model and runs one batch, for the second time: libraries that
+    are loaded on the way do not count, nor what the allocator kept of the first time (a few MiB)."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     arrays = {name: value.cpu().numpy() for name, value in batch.items() if name != "labels"}

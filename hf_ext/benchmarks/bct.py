@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -21,32 +19,13 @@ from transformers import (
     PreTrainedModel,
 )
 
+from hf_ext.measuring import peak_memory
 from hf_ext.quantizers import BCTConfig, quantize_model
 
 from . import Contest
 from .llm_drop import NEW_TOKENS, decoder
 
 TOKENS = 128
-# The most that a process takes while it loads a model and runs it once, beyond what it takes with everything imported. Weights that are
-# mapped from the file count when they are read.
-PEAK = """
-import sys, torch
-torch.set_num_threads(1)
-import hf_ext
-from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
-from hf_ext.quantizers.bct import BCTQuantizer
-from hf_ext.ops import blockwise_integer as op
-
-def status(name):
-    return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1]) / 1024
-
-op.rounded(torch.ones(1, 64), 8, 64), torch.ones(64, 64) @ torch.ones(64, 64)
-open("/proc/self/clear_refs", "w").write("5")
-before = status("VmRSS")
-with torch.inference_mode():
-    AutoModelForSequenceClassification.from_pretrained(sys.argv[1])(torch.arange(int(sys.argv[2]))[None])
-print(status("VmHWM") - before)
-"""
 
 
 @dataclass(frozen=True)
@@ -74,7 +53,7 @@ def contests(reference: Path | None = None) -> Iterator[Contest]:
                 Loading(folders["float32"]),
                 "float32",
                 threads=1,
-                memory=peak_of_process if Path("/proc/self/clear_refs").exists() else None,
+                memory=peak_of_process,
             )
         yield from latency(dense, folders)
     del dense
@@ -116,8 +95,5 @@ def run(model: PreTrainedModel, batch: int = 1) -> Callable[[], None]:
 
 
 def peak_of_process(side: Loading) -> float:
-    """In MiB, in a process of its own"""
-    done = subprocess.run([sys.executable, "-c", PEAK, str(side.folder), str(TOKENS)], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
-    return float(done.stdout.split()[-1])
+    """In MiB, in a process of its own; weights that are mapped from the file count when they are read."""
+    return peak_memory(side.folder, {"input_ids": torch.arange(TOKENS)[None]}) / 2**20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -47,11 +46,14 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Attack an image classifier and show what accuracy is left, and for one with exits what they still save."""
+    from hf_ext.measuring import load
     from hf_ext.robustness import robustness_report
 
-    classifier, processor = load_classifier(find_model(model))
-    images, labels = read_samples(given, classifier.config, limit)
-    classifier, pixels = in_pixels(classifier, processor, images)
+    loaded = load(find_model(model))
+    if loaded.task != "image-classification":
+        raise ValueError(f"'{model}' holds a {type(loaded.model).__name__}; attacks are for image classifiers")
+    images, labels = read_samples(given, loaded.model.config, limit)
+    classifier, pixels = in_pixels(loaded.model, loaded.processor, images)
     budget = {"epsilons": epsilon} if epsilon else {}
     lines = robustness_report(classifier, pixels, labels, attack or None, steps=steps, batch_size=batch_size, **budget)
     if as_json:
@@ -72,15 +74,6 @@ def cells(line: Any) -> list[str]:
         f"{line.mean_cost:.1%}",
         f"{line.efficacy:.2f}",
     ]
-
-
-def load_classifier(folder: Path) -> tuple[Any, Any]:
-    """The classifier and its image processor, None where the folder holds none."""
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-    model = AutoModelForImageClassification.from_pretrained(folder).eval()
-    held = (folder / "preprocessor_config.json").is_file() or (folder / "processor_config.json").is_file()
-    return model, AutoImageProcessor.from_pretrained(folder) if held else None
 
 
 def read_samples(given: str | None, config: Any, limit: int) -> tuple[list[Any], torch.Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 
 from .. import native
@@ -73,24 +71,6 @@ def _needs_grad(*tensors: torch.Tensor | None) -> bool:
 
 
 _forward, _backward = register("rms_norm", eager)
-
-
-def _gpu_form(x: torch.Tensor):
-    if x.dtype == torch.float64 or find_spec("triton") is None:
-        return eager
-    from . import triton
-
-    return triton
-
-
-@_forward.register_kernel("cuda")
-def _(x, weight, bias, eps, compressed):
-    return _gpu_form(x).forward(x, weight, bias, eps, compressed)
-
-
-@_backward.register_kernel("cuda")
-def _(grad, x, weight, scale, compressed):
-    return _gpu_form(x).backward(grad, x, weight, scale, compressed)
 
 
 @_forward.register_fake
